@@ -1,0 +1,62 @@
+"""Token budgets in, manifest out. Never sees text.
+
+The package root holds what all three packages share: the one exception a user is meant to read, and the one way to check a configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    Checked = TypeVar("Checked", bound=BaseModel)
+
+
+class UserError(Exception):
+    """What a user asked for cannot be done. The message says where, what was found, what is accepted, and the remedy; the exit code is 2."""
+
+
+def validated(model: type[Checked], values: Mapping[str, object], where: str = "") -> Checked:
+    """`values` as a `model`, or one UserError naming the first place that is wrong, what stands there and what is accepted."""
+    from pydantic import ValidationError
+
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_first_refusal(model, error, where)) from None
+
+
+def _first_refusal(model: type[BaseModel], error: ValidationError, where: str) -> str:
+    first = error.errors(include_url=False)[0]
+    place = [str(part) for part in first["loc"]]
+    path = ".".join([*([where] if where else []), *place]) or "the configuration"
+    if first["type"] == "extra_forbidden":
+        accepted = _accepted_keys(model, place[:-1])
+        return f"{path}: unknown key '{place[-1]}'" + (f"; accepted here: {', '.join(accepted)}" if accepted else "")
+    if first["type"] == "missing":
+        return f"{path}: required, but missing"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{path}: {message}"
+    return f"{path}: found {first['input']!r}; {message[0].lower()}{message[1:]}"
+
+
+def _accepted_keys(model: type[BaseModel], place: list[str]) -> list[str]:
+    """The keys of the model that stands at `place` below `model`, as far as plain nesting can be followed."""
+    from typing import get_args
+
+    from pydantic import BaseModel
+
+    def models(annotation: object) -> list[type[BaseModel]]:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return [annotation]
+        return [found for part in get_args(annotation) for found in models(part)]
+
+    candidates: list[type[BaseModel]] = [model]
+    for part in place:
+        step = [found for candidate in candidates if part in candidate.model_fields for found in models(candidate.model_fields[part].annotation)]
+        by_name = [candidate for candidate in candidates if candidate.__name__ == part]
+        candidates = step or by_name or candidates
+    return sorted({field.alias or name for candidate in candidates for name, field in candidate.model_fields.items()})
