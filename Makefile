@@ -1,0 +1,54 @@
+# Two commands matter: `make demo` shows the whole way from raw text to a trained checkpoint, `make test` proves it. Both set up what they need.
+
+PY ?= python3
+VENV ?= .venv
+TORCH ?= $(shell grep '^torch==' constraints.txt)
+TORCH_INDEX ?=
+JOBS ?= 2
+
+BIN := $(VENV)/bin
+# One thread per process: two spinning thread pools on two busy cores cost a factor of five.
+ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 POLARS_MAX_THREADS=1 TOKENIZERS_PARALLELISM=false
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -q
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast check docs bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  Variables: PY (which Python), VENV (where), TORCH_INDEX (a package index with the torch build you want), JOBS (test processes)"
+
+setup: $(VENV)/.ready ## create the environment in .venv and install everything
+
+# torch comes first, in a step of its own: a CPU wheel that pip can find is then taken, and the second step does not pull in CUDA.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PY) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+	  || { echo "Python 3.11, 3.12 or 3.13 is needed, and $(PY) is $$($(PY) --version 2>&1); name another one: make PY=python3.11 setup" >&2; exit 2; }
+	$(PY) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.ready ## from this machine's own Python texts to a continually trained model, under build/demo (about 6 minutes)
+	@$(BIN)/python examples/demo.py
+
+test: $(VENV)/.ready ## all tests
+	$(PYTEST)
+
+test-fast: $(VENV)/.ready ## the tests that take less than ten seconds each
+	$(PYTEST) -m "not slow"
+
+check: $(VENV)/.ready ## lint, format, types, and that the generated pages are up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python docs/generate.py --check
+
+docs: $(VENV)/.ready ## write the generated pages again: docs/reference, data_manifests/README.md, the tree in README.md
+	$(BIN)/python docs/generate.py
+
+bench: $(VENV)/.ready ## run every script in benchmarks/ and print its figures
+	@for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean: ## remove what builds, tests and the demo wrote (the environment stays)
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
