@@ -1,0 +1,11 @@
+"""What every test starts from: one thread, no network, and a folder outside the repository for whatever a test writes."""
+
+from __future__ import annotations
+
+import os
+
+# Set before any test module imports a library that reads them once.
+for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS"):
+    os.environ.setdefault(variable, "1")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"

@@ -1,0 +1,165 @@
+"""The floors of the house: `curation -> mixing <- train`, imports that point downward, small modules with names that say what they are for."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("curation", "mixing", "train")
+
+# Every module, lowest first: a module imports only modules that stand before it. A new module has to take its place here.
+ORDER = {
+    "mixing": ["mixing", "manifest", "measurements", "pool", "strategies", "packing", "plan", "audit"],
+    "curation": [
+        "curation",
+        "words",
+        "tokens",
+        "signals.reference",
+        "signals.heuristics",
+        "signals.classifier",
+        "signals.perplexity",
+        "signals",
+        "dedup",
+        "dedup.minhash",
+        "dedup.near",
+        "work",
+        "engine",
+        "recipe",
+        "sources",
+        "corpus",
+        "steps",
+        "build",
+        "explain",
+        "report",
+        "cli",
+    ],
+    "train": ["train", "config", "stream", "attention", "model", "optim", "checkpoint", "evaluate", "loop", "__main__"],
+}
+BETWEEN = {"curation": {"curation", "mixing"}, "mixing": {"mixing"}, "train": {"train", "mixing"}}
+TRAIN_MAY_IMPORT = {"mixing", "mixing.manifest", "mixing.measurements"}
+HEAVY = {"polars", "numba", "torch", "pyarrow", "numpy", "transformers", "tokenizers", "fasttext", "fastokens", "scipy"}
+MODULE_LINES, FUNCTION_LINES = 450, 45
+NAMES_WITHOUT_A_PURPOSE = {"utils", "common", "base", "helpers", "registry", "misc"}
+
+
+def modules(package: str) -> dict[str, Path]:
+    """Dotted name -> file of every module of a package; a package goes by its folder's name."""
+    found = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+EVERY_MODULE = {name: path for package in PACKAGES for name, path in modules(package).items()}
+
+
+def imported(name: str, path: Path) -> Iterator[str]:
+    """The project's own modules that a module imports, wherever in it the import stands."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            candidates = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}, line {node.lineno}: relative import; write the full name"
+            candidates = [f"{node.module}.{alias.name}" for alias in node.names]
+            candidates = [candidate if candidate in EVERY_MODULE else str(node.module) for candidate in candidates]
+        else:
+            continue
+        yield from (candidate for candidate in candidates if candidate.split(".")[0] in PACKAGES)
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_modules_on_disk_are_the_listed_ones(package: str) -> None:
+    listed = {package if name == package else f"{package}.{name}" for name in ORDER[package]}
+
+    assert set(modules(package)) == listed
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_inside_a_package_point_downward(package: str) -> None:
+    rank = {package if name == package else f"{package}.{name}": position for position, name in enumerate(ORDER[package])}
+
+    upward = [
+        f"{name} imports {target}"
+        for name, path in modules(package).items()
+        for target in imported(name, path)
+        if target.split(".")[0] == package and rank[target] >= rank[name]
+    ]
+
+    assert upward == []
+
+
+@pytest.mark.parametrize("name", sorted(EVERY_MODULE))
+def test_imports_between_packages_stay_on_their_floor(name: str) -> None:
+    package = name.split(".")[0]
+
+    targets = set(imported(name, EVERY_MODULE[name]))
+
+    assert {target.split(".")[0] for target in targets} <= BETWEEN[package]
+    if package == "train":
+        assert {target for target in targets if target.startswith("mixing")} <= TRAIN_MAY_IMPORT
+
+
+def test_train_without_the_curation_libraries_imports() -> None:
+    blocked = ["polars", "numba", "fasttext", "fastokens", "curation"]
+    names = [name for name in EVERY_MODULE if name.startswith("train")]
+
+    result = python(f"import sys, importlib\nfor b in {blocked}: sys.modules[b] = None\nfor n in {names}: importlib.import_module(n)")
+
+    assert result.returncode == 0, result.stderr
+
+
+def test_what_train_may_import_without_heavy_libraries_imports() -> None:
+    blocked = ["polars", "numba", "pydantic", "torch", "curation", "train"]
+
+    result = python(f"import sys\nfor b in {blocked}: sys.modules[b] = None\nimport mixing, mixing.manifest, mixing.measurements")
+
+    assert result.returncode == 0, result.stderr
+
+
+def test_curate_help_imports_nothing_heavy() -> None:
+    code = "import sys, json\nfrom curation.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nprint(json.dumps(sorted(sys.modules)))"
+
+    result = python(code)
+
+    assert result.returncode == 0, result.stderr
+    loaded = json.loads(result.stdout.splitlines()[-1])
+    assert HEAVY.isdisjoint(loaded)
+    assert "curation.cli" in loaded
+
+
+@pytest.mark.parametrize("name", sorted(EVERY_MODULE))
+def test_module_size_and_name_are_within_the_house_rules(name: str) -> None:
+    lines = EVERY_MODULE[name].read_text(encoding="utf-8").count("\n")
+
+    assert lines <= MODULE_LINES, f"{name} has {lines} lines: is there a second room in it?"
+    assert NAMES_WITHOUT_A_PURPOSE.isdisjoint(name.split("."))
+
+
+def test_functions_are_not_longer_than_a_screen() -> None:
+    long = [
+        f"{name}.{node.name}: {node.end_lineno - node.lineno + 1} lines"
+        for name, path in EVERY_MODULE.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None
+        if node.end_lineno - node.lineno + 1 > FUNCTION_LINES
+    ]
+
+    assert long == []
+
+
+def test_every_module_opens_with_its_contract() -> None:
+    silent = [name for name, path in EVERY_MODULE.items() if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
+
+    assert silent == []
