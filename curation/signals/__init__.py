@@ -24,7 +24,6 @@ __all__ = ["SIGNALS", "Reference", "RowSignal", "Sample"]
 Config = TypeVar("Config", bound=BaseModel)
 
 
-
 @dataclass(frozen=True)
 class RowSignal(Generic[Config]):
     """The functions of one kind of row signal. All are pure: equal arguments, equal results, on any worker."""
@@ -34,7 +33,9 @@ class RowSignal(Generic[Config]):
     fields: Callable[[Config], pa.DataType]  # the type of one value: a scalar, or a struct of several
     references: Callable[[Config], dict[str, Reference]]  # the texts its model is trained on, by role; empty: it has no model
     train: Callable[[Config, dict[str, pa.LargeStringArray], Path, int], None]  # (config, texts by role, folder, seed), in a fresh process
-    compute: Callable[[Config, pa.LargeStringArray, Path | None], pa.Array]  # (config, texts, the trained folder): one value per text, never NaN
+    compute: Callable[
+        [Config, pa.LargeStringArray, Path | None], pa.Array
+    ]  # (config, texts, the trained folder): one value per text, never NaN
 
 
 SIGNALS: dict[str, RowSignal[Any]] = {

@@ -105,7 +105,8 @@ def compute(config: ClassifierConfig, texts: pa.LargeStringArray, model: Path | 
     assert model is not None
     loaded = _loaded(str(model / MODEL))
     parts = [
-        _scores(loaded, [clean(text) for text in texts.slice(start, _SCORED_AT_ONCE).to_pylist()]) for start in range(0, len(texts), _SCORED_AT_ONCE)
+        _scores(loaded, [clean(text) for text in texts.slice(start, _SCORED_AT_ONCE).to_pylist()])
+        for start in range(0, len(texts), _SCORED_AT_ONCE)
     ]
     scores = np.concatenate([*parts, np.empty(0)])
     return pa.array(scores, mask=np.isnan(scores))
@@ -144,7 +145,9 @@ def _split(positive: pa.LargeStringArray, negative: pa.LargeStringArray, seed: i
         lines = [clean(by_hash[key]) for key in sorted(by_hash.keys() - shared)]
         if len(lines) < 10:
             both = f", {len(shared)} more stand in both samples" if shared else ""
-            raise UserError(f"train.{label}: {len(lines)} distinct texts{both}; a classifier needs at least 10 of each label: name more files or sources")
+            raise UserError(
+                f"train.{label}: {len(lines)} distinct texts{both}; a classifier needs at least 10 of each label: name more files or sources"
+            )
         splits.append(Split(lines[: len(lines) // 10], lines[len(lines) // 10 :]))
     return splits[0], splits[1]
 
@@ -153,7 +156,9 @@ def _interleaved(positive: list[str], negative: list[str]) -> Iterator[str]:
     """Training lines with the labels spread evenly: under stochastic descent a block of one label at the end would tilt the model."""
     total = {POSITIVE: len(positive), NEGATIVE: len(negative)}
     places = sorted(
-        ((index + 0.5) / total[label], label, text) for label, texts in ((POSITIVE, positive), (NEGATIVE, negative)) for index, text in enumerate(texts)
+        ((index + 0.5) / total[label], label, text)
+        for label, texts in ((POSITIVE, positive), (NEGATIVE, negative))
+        for index, text in enumerate(texts)
     )
     return (f"{label} {text}\n" for _, label, text in places)
 

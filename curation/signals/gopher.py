@@ -1,4 +1,4 @@
-"""The counts behind the `gopher` set, in one pass over the UTF-8 bytes of each text: integers only, no allocation per text, no lock held.
+"""The counts behind the `gopher` set, from the UTF-8 bytes of each text: integers only, no allocation per text, no lock held.
 
 Definitions are those of `heuristics`. Code points are classed by Python's own `str.isspace`, `str.isalpha` and `str.isalnum`.
 """
@@ -8,11 +8,10 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
-from curation.words import text_buffers
+from curation.words import Bytes, kernel, text_buffers
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,14 +41,14 @@ class Counts(NamedTuple):
 def count(texts: pa.LargeStringArray) -> Counts:
     """The counts of every text (no nulls)."""
     data, offsets = text_buffers(texts)
-    counts = np.zeros((9, len(texts)), np.int64)
+    counts = np.zeros((len(texts), 9), np.int64)
     classes, packed = _tables()
     _count(data, offsets, classes, packed, counts)
-    return Counts(*counts)
+    return Counts(*counts.T)
 
 
 @lru_cache(maxsize=1)
-def _tables() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint32]]:
+def _tables() -> tuple[Bytes, npt.NDArray[np.uint32]]:
     """The class of every code point, and the stop words as little-endian numbers of their bytes."""
     classes = np.zeros(_CLASSED, np.uint8)
     for point in range(_CLASSED):
@@ -64,8 +63,8 @@ def _tables() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint32]]:
     return classes, packed
 
 
-@numba.njit(cache=True, nogil=True)
-def _stop_word(data: npt.NDArray[np.uint8], start: int, end: int, packed: npt.NDArray[np.uint32]) -> int:
+@kernel
+def _stop_word(data: Bytes, start: int, end: int, packed: npt.NDArray[np.uint32]) -> int:
     """The bit of the stop word that stands in data[start:end], or 0."""
     if end - start < 2 or end - start > 4:
         return 0
@@ -81,8 +80,8 @@ def _stop_word(data: npt.NDArray[np.uint8], start: int, end: int, packed: npt.ND
     return 0
 
 
-@numba.njit(cache=True, nogil=True)
-def _code_point(data: npt.NDArray[np.uint8], position: int) -> tuple[int, int]:
+@kernel
+def _code_point(data: Bytes, position: int) -> tuple[np.int64, int]:
     """The code point that begins at `position`, and its length in bytes."""
     first = np.int64(data[position])
     if first < 0x80:
@@ -95,67 +94,84 @@ def _code_point(data: npt.NDArray[np.uint8], position: int) -> tuple[int, int]:
     return high | (np.int64(data[position + 2]) & 0x3F) << 6 | np.int64(data[position + 3]) & 0x3F, 4
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
+def _words(data: Bytes, position: int, end: int, classes: Bytes, packed: npt.NDArray[np.uint32], counts: npt.NDArray[np.int64]) -> None:
+    """Adds the words of data[position:end] and what is counted in them to `counts`, one text's row."""
+    stop_words = 0  # a bit for each that occurred
+    dots = 0  # `.` in a row
+    while position < end:
+        core_start = core_end = -1  # of the word less the punctuation at its ends
+        characters = 0
+        seen = np.uint8(0)
+        while position < end:
+            point, length = _code_point(data, position)
+            kind = classes[point] if point < _CLASSED else np.uint8(0)
+            if kind & _SPACE:
+                break
+            characters += 1
+            seen |= kind
+            if kind & _ALPHANUMERIC:
+                if core_start < 0:
+                    core_start = position
+                core_end = position + length
+            else:
+                dots = dots + 1 if point == 46 else 0
+                counts[_ELLIPSES] += point == 0x2026 or dots == 3
+                counts[_HASHES] += point == 35
+            dots = dots if point == 46 and dots < 3 else 0
+            position += length
+        if characters:
+            counts[_WORDS] += 1
+            counts[_CHARACTERS] += characters
+            counts[_ALPHABETIC_WORDS] += seen & _ALPHABETIC != 0
+            stop_words |= _stop_word(data, core_start, core_end, packed)
+        else:
+            position += length
+        dots = 0
+    while stop_words:
+        counts[_STOP_WORDS] += stop_words & 1
+        stop_words >>= 1
+
+
+@kernel
+def _lines(data: Bytes, position: int, end: int, classes: Bytes, counts: npt.NDArray[np.int64]) -> None:
+    """Adds the lines of data[position:end] to `counts`, one text's row. Looks only at both ends of each line."""
+    while position < end:
+        stop = position
+        while stop < end and data[stop] != 10:
+            stop += 1
+        kind = np.uint8(_SPACE)
+        while position < stop and kind & _SPACE:
+            point, length = _code_point(data, position)
+            kind = classes[point] if point < _CLASSED else np.uint8(0)
+            position += length
+        if not kind & _SPACE:
+            counts[_LINES] += 1
+            counts[_BULLET_LINES] += kind & _BULLET != 0
+            counts[_ELLIPSIS_LINES] += _ends_with_ellipsis(data, position - length, stop, classes)
+        position = stop + 1
+
+
+@kernel
+def _ends_with_ellipsis(data: Bytes, start: int, end: int, classes: Bytes) -> bool:
+    """Whether the last visible characters of data[start:end], which has one, are `...` or U+2026."""
+    while True:
+        last = end - 1
+        while data[last] & 0xC0 == 0x80:
+            last -= 1
+        point, _ = _code_point(data, last)
+        if point >= _CLASSED or not classes[point] & _SPACE:
+            break
+        end = last
+    if point == 46:
+        return end - start >= 3 and data[end - 2] == 46 and data[end - 3] == 46
+    return bool(point == 0x2026)
+
+
+@kernel
 def _count(
-    data: npt.NDArray[np.uint8],
-    offsets: npt.NDArray[np.int64],
-    classes: npt.NDArray[np.uint8],
-    packed: npt.NDArray[np.uint32],
-    counts: npt.NDArray[np.int64],
+    data: Bytes, offsets: npt.NDArray[np.int64], classes: Bytes, packed: npt.NDArray[np.uint32], counts: npt.NDArray[np.int64]
 ) -> None:
     for document in range(offsets.size - 1):
-        words = characters = hashes = ellipses = alphabetic_words = lines = bullet_lines = ellipsis_lines = 0
-        stop_words = 0  # a bit for each that occurred
-        in_word = alphabetic = False
-        core_start = core_end = -1  # the word less the punctuation at its ends
-        bullet = ended = False  # of the line so far: its first visible character; whether white space followed its last one
-        visible = False
-        dots = 0  # how many `.` in a row end the line so far, white space aside
-        ellipsis = False  # whether U+2026 does
-        position, end = offsets[document], offsets[document + 1]
-        while position <= end:
-            # The end of the text closes the last word and the last line just as a line end does.
-            point, length = (10, 1) if position == end else _code_point(data, position)
-            kind = classes[point] if point < classes.size else np.uint8(0)
-            if kind & _SPACE:
-                if in_word:
-                    in_word = False
-                    words += 1
-                    alphabetic_words += alphabetic
-                    if core_start >= 0:
-                        stop_words |= _stop_word(data, core_start, core_end, packed)
-                ended = True
-                if point == 10:
-                    if visible:
-                        lines += 1
-                        bullet_lines += bullet
-                        ellipsis_lines += dots >= 3 or ellipsis
-                    visible = False
-            else:
-                if not in_word:
-                    in_word = True
-                    alphabetic = False
-                    core_start = -1
-                if not visible:
-                    visible = True
-                    bullet = kind & _BULLET != 0
-                characters += 1
-                dots = 0 if point != 46 else 1 if ended else dots + 1
-                ended = False
-                ellipsis = point == 0x2026
-                if kind & _ALPHANUMERIC:
-                    if core_start < 0:
-                        core_start = position
-                    core_end = position + length
-                    alphabetic |= kind & _ALPHABETIC != 0
-                else:
-                    ellipses += ellipsis or (dots > 0 and dots % 3 == 0)
-                    hashes += point == 35
-            position += length
-        found = 0
-        while stop_words:
-            found += stop_words & 1
-            stop_words >>= 1
-        column = (words, characters, hashes, ellipses, alphabetic_words, found, lines, bullet_lines, ellipsis_lines)
-        for row in range(9):
-            counts[row, document] = column[row]
+        _words(data, offsets[document], offsets[document + 1], classes, packed, counts[document])
+        _lines(data, offsets[document], offsets[document + 1], classes, counts[document])

@@ -17,7 +17,7 @@ in a script without spaces a whole line is one word, and there the word columns 
 | `stop_words`     | how many of the eight STOP_WORDS occur as a word, in any case, less the punctuation at its ends  | at least 2      |
 | `lines`          | lines                                                                                            |                 |
 
-Counts are never null. A text with no word has no ratio: those columns are null. Counting is one pass over the UTF-8 bytes, in integers; no model.
+Counts are never null. A text with no word has no ratio: those columns are null. Counting is in integers; no model.
 """
 
 from __future__ import annotations
