@@ -21,7 +21,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numba
 import numpy as np
@@ -101,7 +101,7 @@ def words(text: str) -> list[str]:
             run = []
         if kind == ALONE:
             found.append(chr(lower(ord(character))))
-    return found + ["".join(run)] if run else found
+    return [*found, "".join(run)] if run else found
 
 
 def word_hash(word: str) -> int:
@@ -154,7 +154,7 @@ def _encoded() -> npt.NDArray[np.uint32]:
     two = (c >> np.uint32(6)) | np.uint32(0xC0) | tail[0] << np.uint32(8)
     three = (c >> np.uint32(12)) | np.uint32(0xE0) | tail[1] << np.uint32(8) | tail[0] << np.uint32(16)
     four = (c >> np.uint32(18)) | np.uint32(0xF0) | tail[2] << np.uint32(8) | tail[1] << np.uint32(16) | tail[0] << np.uint32(24)
-    packed = np.select([c < 0x80, c < 0x800, c < 0x10000], [one, two, three], four).astype(np.uint32)
+    packed: npt.NDArray[np.uint32] = np.select([c < 0x80, c < 0x800, c < 0x10000], [one, two, three], four)
     packed[classes == SEPARATOR] = 0
     return packed
 
@@ -166,11 +166,11 @@ def kernel(function: Kernel) -> Kernel:
     A cached kernel is not rebuilt when a kernel it calls changes in *another file*, so kernels call only kernels of their own module.
     """
     try:
-        return numba.njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
+        return cast(Kernel, numba.njit(nogil=True, cache=True)(function))
     except RuntimeError as error:
         if "cannot cache" not in str(error):
             raise
-        return numba.njit(nogil=True)(function)  # type: ignore[no-any-return]
+        return cast(Kernel, numba.njit(nogil=True)(function))
 
 
 @kernel
@@ -189,21 +189,27 @@ def _fold(value: np.uint64, group: np.uint64) -> np.uint64:
 @kernel
 def _decode(data: Bytes, at: int, end: int) -> tuple[int, int]:
     """Code point and length of the multi-byte sequence at `at`; what is not UTF-8 is a separator of one byte (code point 0)."""
-    first = np.int64(data[at])
+    first = int(data[at])
     if first < 0xE0:
         if first < 0xC0 or at + 2 > end:
             return 0, 1
-        return (first & 0x1F) << 6 | np.int64(data[at + 1]) & 0x3F, 2
+        return (first & 0x1F) << 6 | int(data[at + 1]) & 0x3F, 2
     if first < 0xF0:
         if at + 3 > end:
             return 0, 1
-        return (first & 0x0F) << 12 | (np.int64(data[at + 1]) & 0x3F) << 6 | np.int64(data[at + 2]) & 0x3F, 3
+        return (first & 0x0F) << 12 | (int(data[at + 1]) & 0x3F) << 6 | int(data[at + 2]) & 0x3F, 3
     if at + 4 > end:
         return 0, 1
-    point = (
-        (first & 0x07) << 18 | (np.int64(data[at + 1]) & 0x3F) << 12 | (np.int64(data[at + 2]) & 0x3F) << 6 | np.int64(data[at + 3]) & 0x3F
-    )
+    high = (first & 0x07) << 18 | (int(data[at + 1]) & 0x3F) << 12
+    point = high | (int(data[at + 2]) & 0x3F) << 6 | int(data[at + 3]) & 0x3F
     return (point, 4) if point < CODE_POINTS else (0, 1)
+
+
+@kernel
+def _packed_bits(packed: np.uint64) -> np.uint64:
+    if packed < 0x10000:
+        return np.uint64(8) if packed < 0x100 else np.uint64(16)
+    return np.uint64(24) if packed < 0x1000000 else np.uint64(32)
 
 
 @kernel
@@ -214,10 +220,9 @@ def _hash_document(data: Bytes, at: int, end: int, classes: Bytes, encoded: npt.
     bits = np.uint64(0)  # filled bits of the open group
     inside = False
     while at < end:
-        byte = data[at]
-        point = np.int64(byte)
+        point = int(data[at])
         alone = False
-        if byte < 0x80:
+        if point < 0x80:
             at += 1
             packed = np.uint64(encoded[point])
             size = np.uint64(8)
@@ -226,15 +231,7 @@ def _hash_document(data: Bytes, at: int, end: int, classes: Bytes, encoded: npt.
             at += length
             packed = np.uint64(encoded[point])
             alone = classes[point] == ALONE
-            size = (
-                np.uint64(8)
-                if packed < 0x100
-                else np.uint64(16)
-                if packed < 0x10000
-                else np.uint64(24)
-                if packed < 0x1000000
-                else np.uint64(32)
-            )
+            size = _packed_bits(packed)
         if packed == 0 or alone:
             if inside:
                 out[count] = _mix64(_fold(value, group) if bits else value)

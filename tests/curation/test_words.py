@@ -138,7 +138,7 @@ def test_text_buffers_nulls_and_other_types_are_refused() -> None:
 
 
 def test_kernel_without_a_writable_cache_still_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caching._CacheImpl, "_locator_classes", [])
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
 
     def add(a: int, b: int) -> int:
         return a + b
