@@ -1,0 +1,47 @@
+"""Pages that are derived are up to date, links lead somewhere, and the README's tree is what lies on the disk."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import generate
+import pytest
+from test_floors import EVERY_MODULE
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "data_manifests").glob("*.md")])
+
+
+@pytest.mark.parametrize("name", sorted(generate.PAGES))
+def test_generated_page_is_what_the_code_says_today(name: str) -> None:
+    assert (ROOT / name).read_text(encoding="utf-8") == generate.PAGES[name](), "run `make docs`"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_relative_links_of_a_page_lead_to_files(path: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
+
+    missing = [target for target in targets if "://" not in target and not (path.parent / target).exists()]
+
+    assert missing == []
+
+
+def test_annotated_tree_of_the_readme_lists_every_module_with_a_meaning() -> None:
+    tree = re.search(r"<!-- tree -->\n```text\n(.*?)```\n<!-- /tree -->", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert tree is not None
+    folders: list[str] = []
+    listed, silent = set(), []
+    for line in tree[1].splitlines():
+        indent, name, meaning = re.fullmatch(r"( *)(\S+) *(.*)", line).groups()  # type: ignore[union-attr]
+        folders = folders[: len(indent) // 2]
+        if name.endswith("/"):
+            folders.append(name.rstrip("/"))
+        if name.endswith(".py"):
+            listed.add("/".join([*folders, name]))
+        if not meaning:
+            silent.append(line)
+
+    on_disk = {path.relative_to(ROOT).as_posix() for path in EVERY_MODULE.values() if path.name != "__init__.py"}
+    assert listed == on_disk
+    assert silent == []
