@@ -1,0 +1,115 @@
+"""The whole way in miniature, as a user would walk it: raw text, tokenizer, two manifests, a model pre-trained on prose and then taught code.
+
+Every step is a command that is shown before it runs; nothing is done behind its back. All of it happens below one folder (`build/demo` unless another
+is named) and starts afresh each time, apart from what the builds remember. The last part prints what happened to the loss, whatever that is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+HEIGHT, WIDTH = 12, 64
+
+Curve = Sequence[tuple[float, float]]
+
+
+def main(folder: Path) -> None:
+    began = time.monotonic()
+    shutil.rmtree(folder / "runs", ignore_errors=True)
+    corpus, tokenizer, base, demo = folder / "corpus", folder / "tokenizer", folder / "demo-base", folder / "demo"
+
+    say("A corpus: what this machine's own Python has to read")
+    run("python", "examples/harvest_stdlib.py", corpus)
+
+    say("A tokenizer of that corpus")
+    run(
+        "python",
+        "examples/train_tokenizer.py",
+        tokenizer,
+        *(corpus / name for name in ("docstrings.jsonl", "descriptions.parquet", "code.jsonl.zst")),
+    )
+
+    say("Two manifests: prose to begin with, then code with prose replayed")
+    build = ("--root", f"demo={folder}", "--work", folder / "work", "--replace")
+    run("curate", "build", "data_manifests/demo-base.yaml", "-o", base, *build)
+    run("curate", "build", "data_manifests/demo.yaml", "-o", demo, *build)
+    run("curate", "inspect", demo)
+    run("curate", "verify", demo)
+
+    say("A small model, pre-trained on the prose")
+    run("python", "-m", "train", "run", base, "examples/demo-base.train.yaml", f"out={folder / 'runs' / 'base'}")
+
+    say("The same model, continually trained on code with replay")
+    run("python", "-m", "train", "run", demo, "examples/demo.train.yaml", f"out={folder / 'runs' / 'demo'}")
+
+    say("What happened")
+    print(outcome(folder / "runs" / "demo"))
+    print(f"\nAll of it lies in {folder}; it took {(time.monotonic() - began) / 60:.1f} minutes.")
+
+
+def say(what: str) -> None:
+    print(f"\n== {what}", flush=True)
+
+
+def run(*words: str | Path) -> None:
+    """Shows a command and runs it from the repository's root with this environment's commands on the path; its failure ends the demo."""
+    command = [str(word) for word in words]
+    print(f"$ {shlex.join(command)}", flush=True)
+    environment = os.environ | {"PATH": sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]}
+    status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    if status:
+        sys.exit(status)
+
+
+def outcome(run_folder: Path) -> str:
+    lines = [json.loads(line) for line in (run_folder / "measurements.jsonl").read_text(encoding="utf-8").splitlines()]
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for line in lines:
+        if line["metric"].startswith("holdout_loss/"):
+            curves.setdefault(line["metric"].partition("/")[2], []).append((line["tokens"], line["value"]))
+    table = [f"{'hold-out loss, nats a token':30}{'before':>8}{'after':>8}{'change':>9}{'highest':>9}"]
+    for name, curve in curves.items():
+        first, last, highest = curve[0][1], curve[-1][1], max(value for _, value in curve)
+        table.append(f"{name:30}{first:8.3f}{last:8.3f}{last - first:+9.3f}{highest:9.3f}")
+    return "\n".join([*table, "", chart(curves)])
+
+
+def chart(curves: Mapping[str, Curve], height: int = HEIGHT, width: int = WIDTH) -> str:
+    """Curves over one axis in characters: each curve is drawn with its own letter, straight between its points."""
+    values = [value for curve in curves.values() for _, value in curve]
+    low, high = min(values), max(values)
+    last = max(place for curve in curves.values() for place, _ in curve)
+    cells = [[" "] * width for _ in range(height)]
+    for letter, curve in zip("abcdefghijklmnopqrstuvwxyz", curves.values(), strict=False):
+        for column in range(width):
+            value = between(curve, last * column / (width - 1))
+            if value is not None:
+                cells[round((high - value) / ((high - low) or 1) * (height - 1))][column] = letter
+    levels = [high - (high - low) * row / (height - 1) for row in range(height)]
+    drawing = [f"{level:7.2f} |{''.join(row).rstrip()}" for level, row in zip(levels, cells, strict=True)]
+    legend = "   ".join(f"{letter} {name}" for letter, name in zip("abcdefghijklmnopqrstuvwxyz", curves, strict=False))
+    axis = f"{'':8}+{'-' * width}\n{'':9}0{f'{last:,.0f} tokens':>{width - 1}}"
+    return "\n".join([*drawing, axis, f"{'':9}{legend}"])
+
+
+def between(curve: Curve, place: float) -> float | None:
+    """The curve's value at `place`, straight between its points; None outside them."""
+    for (left, value), (right, after) in itertools.pairwise(curve):
+        if left <= place <= right:
+            return value + (after - value) * (place - left) / ((right - left) or 1)
+    return None
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "build/demo"))
