@@ -8,6 +8,7 @@ import textwrap
 import tokenize
 from pathlib import Path
 
+import demo
 import harvest_stdlib
 import pytest
 import train_tokenizer
@@ -75,3 +76,22 @@ def test_trained_tokenizer_on_any_text_is_lossless(tmp_path: Path, monkeypatch: 
     assert [tokenizer.decode(tokenizer.encode(text).ids) for text in TEXTS[:2]] == TEXTS[:2]
     assert tokenizer.get_added_tokens_decoder()[0].special
     assert tokenizer.token_to_id(train_tokenizer.END_OF_TEXT) == 0
+
+
+def test_chart_of_a_straight_line_runs_from_corner_to_corner() -> None:
+    drawing = demo.chart({"falling": [(0, 3.0), (50, 2.0), (100, 1.0)]}, height=3, width=6).splitlines()
+
+    assert drawing == [
+        "   3.00 |aa",
+        "   2.00 |  aa",
+        "   1.00 |    aa",
+        "        +------",
+        "         0100 tokens",
+        "         a falling",
+    ]
+
+
+def test_chart_of_a_constant_curve_is_one_line_of_its_letter() -> None:
+    drawing = demo.chart({"falling": [(0, 2.0), (10, 1.0)], "flat": [(0, 1.0), (10, 1.0)]}, height=2, width=12).splitlines()
+
+    assert drawing[1] == "   1.00 |" + "b" * 12
