@@ -193,7 +193,7 @@ def resolve(config: TokenizerConfig, location: str | Path | None = None) -> Reso
     """The tokenizer that `config` names, read from `location` (default: its own `path`): a file, a folder, or a hub name."""
     name, folder, file = _found(str(location or config.path), config.path)
     content = (folder / file).read_bytes()
-    tokenizer = _parsed(content, folder / file)
+    tokenizer = parsed(content, folder / file)
     special = {token.content: token_id for token_id, token in sorted(tokenizer.get_added_tokens_decoder().items()) if token.special}
     named = _named_tokens(folder) if file == TOKENIZER else {}
     vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
@@ -243,7 +243,7 @@ def _downloaded(name: str) -> Path:
         ) from None
 
 
-def _parsed(content: bytes, path: Path) -> tokenizers.Tokenizer:
+def parsed(content: bytes, path: Path) -> tokenizers.Tokenizer:
     """The Hugging Face tokenizer, set to leave texts whole and their control tokens text."""
     import tokenizers
 
@@ -311,7 +311,7 @@ def _library(resolved: ResolvedTokenizer) -> Library:
     os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
     os.environ.setdefault("RAYON_NUM_THREADS", "1")
     content = resolved.read()
-    tokenizer = _parsed(content, resolved.folder / resolved.tokenizer_file)
+    tokenizer = parsed(content, resolved.folder / resolved.tokenizer_file)
     trusted = HuggingFace(tokenizer)
     try:
         fast = Fastokens(content.decode())
