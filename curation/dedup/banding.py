@@ -1,0 +1,164 @@
+"""Candidates: documents whose signatures agree in a whole band, found bucket by bucket.
+
+`b` bands of `r` rows make a pair of Jaccard J a candidate with probability 1 - (1 - J^r)^b (Broder 1997, Leskovec et al., chapter 3). Because
+every candidate is verified, banding is chosen for recall alone: the longest rows that still reach it.
+
+Buckets of up to `SMALL` members give all their pairs at once. A larger bucket goes in rounds: its first `FIRST_LEADERS` live members in row
+order, then twice as many, and so on, are compared with everyone behind them, and who is removed in between is never compared again. So a
+bucket of n copies of one template costs n comparisons, not n^2 / 2, and the result is still that of all pairs, as long as a bucket has no more
+than `MOST_LEADERS` kept members. Behind that many leaders the bucket closes: the remaining members are not compared with each other here (they
+may still meet in another band), and the pairs given up are counted and reported.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from curation.dedup.minhash import EMPTY, PERMUTATIONS, Signatures
+from curation.words import Bytes, Hashes, Offsets, kernel
+
+RECALL = 0.995
+SMALL = 32
+FIRST_LEADERS = 8
+MOST_LEADERS = 1000
+REMOVED = 2
+
+_SEED = np.uint64(0x2545F4914F6CDD1D)
+_FOLD = np.uint64(0xD6E8FEB86659FD93)
+
+
+class Banding(NamedTuple):
+    bands: int
+    rows: int
+
+    def recall(self, similarity: float) -> float:
+        """The probability that a pair of this Jaccard becomes a candidate."""
+        return float(1 - (1 - similarity**self.rows) ** self.bands)
+
+
+@lru_cache(maxsize=16)
+def banding(threshold: float, recall: float = RECALL) -> Banding:
+    """The longest rows whose bands together reach `recall` at the threshold: 21 x 6 at 0.8, 32 x 4 at 0.7, 14 x 9 at 0.9."""
+    choices = [Banding(PERMUTATIONS // rows, rows) for rows in range(1, PERMUTATIONS + 1)]
+    return max((choice for choice in choices if choice.recall(threshold) >= recall), key=lambda choice: choice.rows, default=choices[0])
+
+
+def has_shingles(signatures: Signatures) -> npt.NDArray[np.bool_]:
+    """Which documents have any shingle: the others carry the empty signature and would all look alike."""
+    found: npt.NDArray[np.bool_] = (signatures != EMPTY).any(axis=1)
+    return found
+
+
+@kernel
+def band_keys(signatures: Signatures, bands: int, rows: int) -> Hashes:
+    """u64[bands, n]: the bucket of each document in each band; buckets of different bands differ."""
+    out = np.empty((bands, len(signatures)), np.uint64)
+    for document in range(len(signatures)):
+        for band in range(bands):
+            value = _SEED + np.uint64(band) * _FOLD
+            for i in range(band * rows, band * rows + rows):
+                value = (value ^ np.uint64(signatures[document, i])) * _FOLD
+                value ^= value >> np.uint64(32)
+            value *= _FOLD
+            out[band, document] = value ^ (value >> np.uint64(29))
+    return out
+
+
+class Buckets(NamedTuple):
+    members: Hashes
+    """Rows, ascending within each bucket."""
+    offsets: Offsets
+    leaders: npt.NDArray[np.int64]
+    """How many members at the head of each bucket have been compared with all others."""
+
+
+def group(keys: Hashes, rows: Hashes) -> Buckets:
+    """Buckets of two and more members from (key, row) in any order."""
+    order = np.argsort(keys)
+    keys, rows = keys[order], rows[order]
+    equal = keys[1:] == keys[:-1]
+    shared = np.zeros(len(keys), bool)
+    shared[1:] = equal
+    shared[:-1] |= equal
+    keys, rows = keys[shared], rows[shared]
+    order = np.lexsort((rows, keys))
+    keys, rows = keys[order], rows[order]
+    starts = np.flatnonzero(np.concatenate([np.ones(min(len(keys), 1), bool), keys[1:] != keys[:-1]]))
+    return Buckets(rows, np.append(starts, len(rows)).astype(np.int64), np.zeros(len(starts), np.int64))
+
+
+def live(buckets: Buckets, status: Bytes) -> Buckets:
+    """The buckets without their removed members, who led already or never will."""
+    stays = status[buckets.members] != REMOVED
+    before = np.concatenate([[0], np.cumsum(stays)])
+    offsets = before[buckets.offsets]
+    leaders = before[buckets.offsets[:-1] + buckets.leaders] - offsets[:-1]
+    return Buckets(buckets.members[stays], offsets, leaders)
+
+
+def next_leaders(buckets: Buckets, wave: int) -> npt.NDArray[np.int64]:
+    """How many members of each bucket have led after round `wave` (from 0)."""
+    size = np.diff(buckets.offsets)
+    lead: npt.NDArray[np.int64] = np.where(size <= SMALL, size, np.minimum(buckets.leaders + (FIRST_LEADERS << wave), MOST_LEADERS))
+    np.minimum(lead, np.maximum(size - 1, 0), out=lead)
+    return lead
+
+
+@kernel
+def emit(
+    members: Hashes, offsets: Offsets, leaders: Offsets, lead: Offsets, place: npt.NDArray[np.int64], lower: Hashes, upper: Hashes
+) -> int:
+    """Fill `lower` and `upper` with pairs of rows from `place` (bucket, leader, member) on, leave `place` where it stopped; returns how many."""
+    count = 0
+    bucket, leader, member = place[0], place[1], place[2]
+    while bucket < len(lead):
+        first = offsets[bucket]
+        size = offsets[bucket + 1] - first
+        leader = max(leader, leaders[bucket])
+        while leader < lead[bucket]:
+            member = max(member, leader + 1)
+            while member < size:
+                if count == len(lower):
+                    place[0], place[1], place[2] = bucket, leader, member
+                    return count
+                lower[count] = members[first + leader]
+                upper[count] = members[first + member]
+                count += 1
+                member += 1
+            leader += 1
+            member = 0
+        bucket += 1
+        leader = 0
+    place[0], place[1], place[2] = bucket, 0, 0
+    return count
+
+
+class Left(NamedTuple):
+    buckets: Buckets
+    """Those that go on into another round."""
+    waiting: Hashes
+    """Rows not yet compared with everyone before them in one of these buckets."""
+    closed: int
+    """Buckets closed at MOST_LEADERS."""
+    given_up: int
+    """Pairs never compared in them."""
+
+
+def leave(buckets: Buckets, lead: npt.NDArray[np.int64]) -> Left:
+    """What is left after a round in which `lead` members of each bucket have led."""
+    size = np.diff(buckets.offsets)
+    behind = np.maximum(size - 1 - lead, 0)
+    capped = (lead >= MOST_LEADERS) & (behind > 0)
+    goes_on = (behind > 0) & ~capped
+    at = np.arange(len(buckets.members)) - np.repeat(buckets.offsets[:-1], size)
+    inside = np.repeat(goes_on, size)
+    waiting = np.unique(buckets.members[inside & (at > np.repeat(lead, size))])
+    offsets = np.concatenate([[0], np.cumsum(size[goes_on])]).astype(np.int64)
+    rest = (behind[capped] + 1).astype(object)
+    return Left(
+        Buckets(buckets.members[inside], offsets, lead[goes_on]), waiting, int(capped.sum()), int(sum(n * (n - 1) // 2 for n in rest))
+    )

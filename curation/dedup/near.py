@@ -1,0 +1,314 @@
+"""Near-duplicates: candidates by bands of MinHash, every one verified by exact Jaccard, survivors decided in row order.
+
+In: shards of live documents (`runs.Shard`). Out: one file of `DUPLICATES` per shard, and `report.json`.
+
+The rule: documents are taken in row order, and one is removed iff a document of lower row that is itself kept has a verified Jaccard similarity
+at or above the threshold. No chain removes anything: what only resembles a removed document stays. The recorded survivor is the most similar
+kept document among those it was compared with, the lowest row among equals. Documents with equal sets of shingles have Jaccard 1; documents
+without a word are nobody's near-duplicates.
+
+Rounds, so that any number of processes agrees: each round emits pairs from the open buckets (`banding`), drops those whose signatures put them
+`MARGIN` standard errors below the threshold (a miss of 1 in 15,000 at the threshold itself), verifies the rest, then walks all verified pairs
+in row order. A document is settled when it has been compared with everyone before it in its buckets and none of its verified neighbours is
+open; the next round compares only members that are not yet removed. Nothing depends on the order of shards, the number of processes or of ranges.
+
+Recall is that of the bands (0.995 or more at the threshold, more above it), less what buckets with more than 1,000 kept members give up, which
+the report counts. Precision is 1: nothing below the threshold is ever removed.
+
+Memory: one range of pairs or buckets and one shard's signatures or candidate texts per process. Disk in `scratch`: 16 bytes per band and
+document, some 26 bytes per row in sparse maps, signatures and shingles of candidates.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from curation.dedup.banding import (
+    REMOVED,
+    Banding,
+    Buckets,
+    band_keys,
+    banding,
+    emit,
+    group,
+    has_shingles,
+    leave,
+    live,
+    next_leaders,
+)
+from curation.dedup.minhash import PERMUTATIONS, MinhashConfig, jaccards, shingles
+from curation.dedup.runs import RANGE_BYTES, Run, Shard, gather, open_run, ranges, write_decisions, write_run
+from curation.dedup.store import Part, Store, sparse, write_part
+from curation.words import Bytes, Hashes, Offsets, kernel
+
+MARGIN = 4.0
+OPEN = 3
+_PAIRS = 1 << 21  # pairs held at once while emitting
+
+
+class Work(NamedTuple):
+    """What every task of one search needs: where things lie, and the sizes that bound memory but never the result."""
+
+    folder: Path
+    threshold: float
+    range_bytes: int
+
+    def map(self, name: str, mode: Literal["r", "r+"] = "r") -> Bytes:
+        """A u8 map over rows: `status` (0 kept so far, REMOVED, OPEN), `waiting`, `wanted`."""
+        return np.asarray(np.load(self.path(name), mmap_mode=mode))
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{name}.npy"
+
+
+def near_duplicates(shards: Sequence[Shard], config: MinhashConfig, scratch: Path, run: Run, range_bytes: int = RANGE_BYTES) -> list[Path]:
+    """The documents to remove, one file per shard in the order of `shards`; `scratch/report.json` says what was compared."""
+    work = Work(scratch / "work", config.threshold, range_bytes)
+    shutil.rmtree(work.folder, ignore_errors=True)  # what a killed build left
+    work.folder.mkdir(parents=True)
+    bands = banding(config.threshold)
+    keyed = run(_write_keys, [(shard, bands, work.path(f"keys-{i}")) for i, shard in enumerate(shards)])
+    keys = [found.path for found in keyed]
+    size = max((found.end for found in keyed), default=0) + 1
+    for name in ("status", "waiting", "wanted"):
+        sparse(work.path(name), np.uint8, size)
+    signatures, sets = Store.create(work.folder / "signatures", size), Store.create(work.folder / "shingles", size)
+    report = {"bands": bands.bands, "band_rows": bands.rows, "documents": sum(found.documents for found in keyed)}
+    report |= dict.fromkeys(("rounds", "candidates", "verified", "buckets_closed", "pairs_given_up"), 0)
+
+    cuts = ranges(keys, range_bytes)
+    found = run(_find_buckets, [(work, keys, low, high, f"{i}") for i, (low, high) in enumerate(cuts)])
+    _want(work, [bucket.members for bucket in found])
+    _fill(work, shards, signatures, _write_signatures, run)
+    files = [bucket.buckets for bucket in found]
+    similar: list[Path] = []
+    while files:
+        wave = report["rounds"]
+        emitted = run(_emit, [(work, path, wave, f"{wave}-{i}") for i, path in enumerate(files)])
+        pairs = [path for part in emitted for path in part.pairs]
+        compared = run(
+            _filter, [(work, signatures, pairs, low, high, f"{wave}-{i}") for i, (low, high) in enumerate(ranges(pairs, range_bytes))]
+        )
+        likely = [part.path for part in compared]
+        _want(work, likely)
+        _fill(work, shards, sets, _write_shingles, run)
+        similar += run(_verify, [(work, sets, path, f"{wave}-{i}") for i, path in enumerate(likely)])
+        _mark_waiting(work, [part.waiting for part in emitted])
+        _settle(work, similar)
+        files = [part.buckets for part in emitted if part.buckets]
+        report["rounds"] += 1
+        report["candidates"] += sum(part.candidates for part in compared)
+        report["verified"] += sum(part.kept for part in compared)
+        report["buckets_closed"] += sum(part.closed for part in emitted)
+        report["pairs_given_up"] += sum(part.given_up for part in emitted)
+        for path in [*pairs, *likely]:
+            path.unlink()
+    removed = _name_survivors(work, similar)
+    report["removed"] = sum(open_run(path).shape[1] for path in removed)
+    decisions = run(write_decisions, [(shard, removed, scratch / f"{i:06d}.npy") for i, shard in enumerate(shards)])
+    (scratch / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    shutil.rmtree(work.folder)
+    return decisions
+
+
+class Keyed(NamedTuple):
+    path: Path
+    documents: int
+    end: int
+
+
+def _write_keys(shard: Shard, bands: Banding, path: Path) -> Keyed:
+    """Task: the (bucket, row) records of one shard."""
+    rows, signatures = shard.rows(), shard.signatures()
+    kept = has_shingles(signatures)
+    keys = band_keys(np.ascontiguousarray(signatures[kept]), bands.bands, bands.rows)
+    write_run(path, [keys.ravel(), np.tile(rows[kept], bands.bands)])
+    return Keyed(path, len(rows), int(rows.max()) if len(rows) else 0)
+
+
+class Found(NamedTuple):
+    buckets: Path
+    members: Path
+
+
+def _find_buckets(work: Work, keys: Sequence[Path], low: int, high: int, name: str) -> Found:
+    """Task: the buckets of one range of keys, and everyone in them."""
+    keys_and_rows = gather(keys, low, high, 2)
+    buckets = group(keys_and_rows[0], keys_and_rows[1])
+    np.save(work.path(f"members-{name}"), np.unique(buckets.members)[None])
+    return Found(_save_buckets(work, buckets, f"buckets-{name}"), work.path(f"members-{name}"))
+
+
+def _save_buckets(work: Work, buckets: Buckets, name: str) -> Path:
+    path = work.folder / f"{name}.npz"
+    np.savez(path, **buckets._asdict())
+    return path
+
+
+class Emitted(NamedTuple):
+    pairs: list[Path]
+    buckets: Path | None
+    waiting: Path
+    closed: int
+    given_up: int
+
+
+def _emit(work: Work, path: Path, wave: int, name: str) -> Emitted:
+    """Task: one round's pairs (upper row, lower row) of one file of buckets, and what is left of the buckets."""
+    with np.load(path) as stored:
+        buckets = live(Buckets(stored["members"], stored["offsets"], stored["leaders"]), work.map("status"))
+    path.unlink()
+    lead = next_leaders(buckets, wave)
+    place = np.zeros(3, np.int64)
+    lower, upper = np.empty(_PAIRS, np.uint64), np.empty(_PAIRS, np.uint64)
+    pairs: list[Path] = []
+    while count := emit(buckets.members, buckets.offsets, buckets.leaders, lead, place, lower, upper):
+        pairs.append(write_run(work.path(f"pairs-{name}-{len(pairs)}"), [upper[:count], lower[:count]]))
+    left = leave(buckets, lead)
+    np.save(work.path(f"waiting-{name}"), left.waiting[None])
+    rest = _save_buckets(work, left.buckets, f"buckets-{name}") if len(left.buckets.leaders) else None
+    return Emitted(pairs, rest, work.path(f"waiting-{name}"), left.closed, left.given_up)
+
+
+class Filtered(NamedTuple):
+    path: Path
+    candidates: int
+    kept: int
+
+
+def _filter(work: Work, signatures: Store, pairs: Sequence[Path], low: int, high: int, name: str) -> Filtered:
+    """Task: the distinct pairs of one range of rows whose signatures do not rule them out."""
+    upper, lower = gather(pairs, low, high, 2)
+    order = np.lexsort((lower, upper))
+    upper, lower = upper[order], lower[order]
+    distinct = np.ones(len(upper), bool)
+    distinct[1:] = (upper[1:] != upper[:-1]) | (lower[1:] != lower[:-1])
+    upper, lower = upper[distinct], lower[distinct]
+    margin = MARGIN * np.sqrt(work.threshold * (1 - work.threshold) / PERMUTATIONS)
+    least = int(np.ceil((work.threshold - margin) * PERMUTATIONS))
+    likely = equal_places(signatures.values(), signatures.spans(upper)[:, 0], signatures.spans(lower)[:, 0]) >= least
+    np.save(work.path(f"likely-{name}"), np.stack([upper[likely], lower[likely]]))
+    return Filtered(work.path(f"likely-{name}"), len(upper), int(likely.sum()))
+
+
+@kernel
+def equal_places(signatures: Hashes, left: Offsets, right: Offsets) -> npt.NDArray[np.int64]:
+    """How many of their 128 places two signatures share; each lies as 64 u64 from its start on."""
+    out = np.empty(len(left), np.int64)
+    for pair in range(len(left)):
+        count = 0
+        for i in range(PERMUTATIONS // 2):
+            differ = signatures[left[pair] + i] ^ signatures[right[pair] + i]
+            count += ((differ & np.uint64(0xFFFFFFFF)) == 0) + ((differ >> np.uint64(32)) == 0)
+        out[pair] = count
+    return out
+
+
+def _verify(work: Work, sets: Store, path: Path, name: str) -> Path:
+    """Task: the pairs of one file that reach the threshold, with their exact similarity."""
+    upper, lower = open_run(path)
+    values = sets.values()
+    similarity = jaccards(values, sets.spans(upper), values, sets.spans(lower))
+    reach = similarity >= work.threshold
+    return write_run(work.path(f"similar-{name}"), [upper[reach], lower[reach], similarity[reach].view(np.uint64)], by=(0, 1))
+
+
+def _want(work: Work, rows: Sequence[Path]) -> None:
+    """Mark every row of these runs, for the shards' next task."""
+    wanted = work.map("wanted", "r+")
+    wanted[:] = 0
+    for path in rows:
+        for column in open_run(path):
+            wanted[column] = 1
+
+
+def _fill(work: Work, shards: Sequence[Shard], store: Store, write: Callable[..., Part | None], run: Run) -> None:
+    """Bring the values of all wanted rows into the store."""
+    tasks = [(work, store, shard, work.folder / f"part-{i}") for i, shard in enumerate(shards)]
+    for part in run(write, tasks):
+        if part is not None:
+            store.append(part)
+
+
+def _missing(work: Work, store: Store, rows: Hashes) -> npt.NDArray[np.int64]:
+    return np.flatnonzero((work.map("wanted")[rows] != 0) & ~store.has(rows))
+
+
+def _write_signatures(work: Work, store: Store, shard: Shard, path: Path) -> Part | None:
+    """Task: the signatures of one shard's wanted documents, as 64 u64 each."""
+    rows = shard.rows()
+    positions = _missing(work, store, rows)
+    if not len(positions):
+        return None
+    values = np.ascontiguousarray(shard.signatures()[positions]).view(np.uint64)
+    return write_part(path, rows[positions], np.full(len(positions), values.shape[1]), values)
+
+
+def _write_shingles(work: Work, store: Store, shard: Shard, path: Path) -> Part | None:
+    """Task: the shingle sets of one shard's wanted documents."""
+    rows = shard.rows()
+    positions = _missing(work, store, rows)
+    if not len(positions):
+        return None
+    values, offsets = shingles(shard.texts(positions))
+    return write_part(path, rows[positions], np.diff(offsets), values)
+
+
+def _mark_waiting(work: Work, paths: Sequence[Path]) -> None:
+    waiting = work.map("waiting", "r+")
+    waiting[:] = 0
+    for path in paths:
+        waiting[open_run(path)[0]] = 1
+        path.unlink()
+
+
+def _settle(work: Work, similar: Sequence[Path]) -> None:
+    """One walk over all verified pairs in row order, from what is known so far."""
+    status, waiting = work.map("status", "r+"), work.map("waiting")
+    for low, high in ranges(similar, work.range_bytes):
+        upper, lower, _ = _sorted(gather(similar, low, high, 3))
+        settle(upper, lower, status, waiting)
+
+
+def _sorted(pairs: Hashes) -> Hashes:
+    return pairs[:, np.lexsort((pairs[1], pairs[0]))]
+
+
+@kernel
+def settle(upper: Hashes, lower: Hashes, status: Bytes, waiting: Bytes) -> None:
+    """Decide each upper row from its lower neighbours: removed by one that is kept, open while one is open, else kept so far."""
+    at = 0
+    while at < len(upper):
+        row = upper[at]
+        kept = False
+        open_ = False
+        while at < len(upper) and upper[at] == row:
+            other = lower[at]
+            if status[other] != REMOVED:
+                undecided = status[other] == OPEN or waiting[other] != 0
+                open_ |= undecided
+                kept |= not undecided
+            at += 1
+        if status[row] != REMOVED:
+            status[row] = REMOVED if kept else OPEN if open_ else 0
+
+
+def _name_survivors(work: Work, similar: Sequence[Path]) -> list[Path]:
+    """Runs of (removed row, its most similar kept row, bits of their similarity)."""
+    status = work.map("status")
+    paths = []
+    for i, (low, high) in enumerate(ranges(similar, work.range_bytes)):
+        pairs = gather(similar, low, high, 3)
+        pairs = pairs[:, (status[pairs[0]] == REMOVED) & (status[pairs[1]] != REMOVED)]
+        pairs = pairs[:, np.lexsort((pairs[1], -pairs[2].view(np.float64), pairs[0]))]
+        first = np.ones(pairs.shape[1], bool)
+        first[1:] = pairs[0, 1:] != pairs[0, :-1]
+        paths.append(write_run(work.path(f"removed-{i}"), list(pairs[:, first])))
+    return paths

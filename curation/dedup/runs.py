@@ -1,0 +1,112 @@
+"""Runs: sorted columns of u64 on disk, how every global step of deduplication stays inside its partition.
+
+A run is one `.npy` file, u64[columns, n], ordered by its first column. Steps write runs of whatever they hold, then read *ranges* of the first
+column from all runs together; how many ranges there are follows from the bytes, and no result depends on it. Similarities travel in a run as
+the bits of their f8.
+
+Decisions about duplicates end as one `.npy` per shard of `DUPLICATES`: position in the shard, survivor's row, similarity; sorted by position.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from curation.dedup.minhash import Signatures
+from curation.words import Hashes
+
+DUPLICATES = np.dtype([("position", "<u4"), ("survivor", "<u8"), ("similarity", "<f8")])
+RANGE_BYTES = 64 << 20
+END = 1 << 64
+_SAMPLES = 256
+
+Range = tuple[int, int]
+Run = Callable[[Callable[..., Any], list[tuple[Any, ...]]], list[Any]]
+"""Maps a module-level function over argument tuples, in local processes or one after the other; results in the order of the arguments."""
+
+
+class Shard(Protocol):
+    """The live documents of one shard, at positions 0 to n - 1; picklable. Rows are unique over all shards, and lower rows have priority."""
+
+    name: str
+
+    def rows(self) -> npt.NDArray[np.uint64]: ...
+
+    def signatures(self) -> Signatures: ...
+
+    def contents(self) -> npt.NDArray[np.uint64]: ...
+
+    def texts(self, positions: npt.NDArray[np.int64]) -> pa.LargeStringArray: ...
+
+
+def write_run(path: Path, columns: Sequence[Hashes], *, by: Sequence[int] = (0,)) -> Path:
+    """Write columns as a run, ordered by the columns `by`, of which the first is column 0."""
+    order = np.argsort(columns[0]) if len(by) == 1 else np.lexsort([columns[i] for i in reversed(by)])
+    np.save(path, np.stack([column[order] for column in columns]).astype(np.uint64, copy=False))
+    return path
+
+
+def open_run(path: Path) -> Hashes:
+    """u64[columns, n], mapped."""
+    run = np.load(path, allow_pickle=False)[:, :0] if path.stat().st_size <= 128 else np.load(path, mmap_mode="c", allow_pickle=False)
+    return np.asarray(run)
+
+
+def ranges(paths: Sequence[Path], range_bytes: int = RANGE_BYTES) -> list[Range]:
+    """Half-open ranges of the first column that cover everything and hold about `range_bytes` of all runs together.
+
+    Boundaries are quantiles of evenly spaced samples; equal values are never parted, so one value may make a range larger.
+    """
+    runs = [run for run in map(open_run, paths) if run.shape[1]]
+    parts = -(-sum(run.nbytes for run in runs) // range_bytes)
+    if parts <= 1:
+        return [(0, END)]
+    total = sum(run.shape[1] for run in runs)
+    samples, weights = [], []
+    for run in runs:
+        count = min(run.shape[1], max(_SAMPLES, parts * 8 * run.shape[1] // total))
+        samples.append(run[0, np.linspace(0, run.shape[1] - 1, count).astype(np.int64)])
+        weights.append(np.full(count, run.shape[1] / count))
+    values = np.concatenate(samples)
+    order = np.argsort(values)
+    weight = np.cumsum(np.concatenate(weights)[order])
+    cuts = np.unique(values[order][np.searchsorted(weight, weight[-1] * np.arange(1, parts) / parts)])
+    bounds = [0, *(int(cut) for cut in cuts if cut > 0), END]
+    return list(itertools.pairwise(bounds))
+
+
+def gather(paths: Sequence[Path], low: int, high: int, columns: int) -> Hashes:
+    """u64[columns, n]: what lies in low <= first column < high in all runs together, in no order."""
+    found = [np.empty((columns, 0), np.uint64)]
+    for path in paths:
+        run = open_run(path)
+        first = int(np.searchsorted(run[0], np.uint64(low)))
+        last = run.shape[1] if high >= END else int(np.searchsorted(run[0], np.uint64(high)))
+        if last > first:
+            found.append(run[:, first:last])
+    return np.concatenate(found, axis=1)
+
+
+def write_decisions(shard: Shard, runs: Sequence[Path], path: Path) -> Path:
+    """One shard's part of runs of (removed row, survivor's row, bits of the similarity)."""
+    rows = shard.rows()
+    found = gather(runs, int(rows.min()), int(rows.max()) + 1, 3) if len(rows) else np.empty((3, 0), np.uint64)
+    found = found[:, np.argsort(found[0])]
+    if found.shape[1]:
+        at = np.minimum(np.searchsorted(found[0], rows), found.shape[1] - 1)
+        positions = np.flatnonzero(found[0, at] == rows)
+        found = found[:, at[positions]]
+    else:
+        positions = np.empty(0, np.int64)
+    decisions = np.empty(len(positions), DUPLICATES)
+    decisions["position"] = positions
+    decisions["survivor"] = found[1]
+    decisions["similarity"] = np.ascontiguousarray(found[2]).view(np.float64)
+    np.save(path, decisions)
+    return path

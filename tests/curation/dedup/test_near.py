@@ -1,0 +1,257 @@
+"""Near- and exact duplicates over shards, against a plain all-pairs greedy written from the rule."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curation.dedup.exact import exact_duplicates
+from curation.dedup.minhash import MinhashConfig, signatures
+from curation.dedup.near import near_duplicates
+from curation.dedup.runs import Shard
+from curation.words import words
+
+Decisions = dict[int, tuple[int, float]]
+LOREM = (
+    "Lorem ipsum dolor sit amet consectetur adipiscing elit sed do eiusmod tempor incididunt ut labore et dolore magna aliqua Ut enim ad minim "
+    "veniam quis nostrud exercitation ullamco laboris nisi ut aliquip ex ea commodo consequat Duis aute irure dolor in reprehenderit in voluptate "
+    "velit esse cillum dolore eu fugiat nulla pariatur Excepteur sint occaecat cupidatat non proident sunt in culpa qui officia deserunt mollit"
+)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A shard held in memory: the texts of some rows."""
+
+    name: str
+    documents: tuple[tuple[int, str], ...]
+
+    def rows(self) -> npt.NDArray[np.uint64]:
+        return np.array([row for row, _ in self.documents], np.uint64)
+
+    def signatures(self) -> npt.NDArray[np.uint32]:
+        return signatures(self.texts(np.arange(len(self.documents))))
+
+    def contents(self) -> npt.NDArray[np.uint64]:
+        digests = b"".join(xxhash.xxh3_128_digest(text.encode()) for _, text in self.documents)
+        return np.frombuffer(digests, np.uint64).reshape(-1, 2)
+
+    def texts(self, positions: npt.NDArray[np.int64]) -> pa.LargeStringArray:
+        return pa.array([self.documents[i][1] for i in positions], pa.large_string())
+
+
+def serial(function: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> list[Any]:
+    """One after the other, through pickle as between processes."""
+    results = []
+    for each in arguments:
+        function_there, arguments_there = pickle.loads(pickle.dumps((function, each)))
+        results.append(pickle.loads(pickle.dumps(function_there(*arguments_there))))
+    return results
+
+
+def shuffled(texts: Sequence[str], shards: int, seed: int) -> list[Listed]:
+    """The texts, rows in list order, dealt at random over shards in random order."""
+    rng = random.Random(seed)
+    dealt: list[list[tuple[int, str]]] = [[] for _ in range(shards)]
+    for document in enumerate(texts):
+        dealt[rng.randrange(shards)].append(document)
+    rng.shuffle(dealt)
+    return [Listed(f"shard-{i}", tuple(documents)) for i, documents in enumerate(dealt)]
+
+
+def decided(shards: Sequence[Listed], paths: Sequence[Path]) -> Decisions:
+    found: Decisions = {}
+    for shard, path in zip(shards, paths, strict=True):
+        decisions = np.load(path)
+        assert (np.diff(decisions["position"].astype(np.int64)) > 0).all()
+        for position, survivor, similarity in decisions.tolist():
+            found[int(shard.rows()[position])] = (survivor, similarity)
+    return found
+
+
+def near(
+    texts: Sequence[str], threshold: float, *, shards: int = 3, seed: int = 0, range_bytes: int = 1 << 26
+) -> tuple[Decisions, dict[str, int]]:
+    with tempfile.TemporaryDirectory() as scratch:
+        dealt: list[Shard] = list(shuffled(texts, shards, seed))
+        paths = near_duplicates(dealt, MinhashConfig(threshold=threshold), Path(scratch), serial, range_bytes)
+        return decided(dealt, paths), json.loads((Path(scratch) / "report.json").read_text())  # type: ignore[arg-type]
+
+
+def plain_shingles(text: str) -> frozenset[tuple[str, ...]]:
+    found = words(text)
+    return frozenset(tuple(found[i : i + 5]) for i in range(len(found) - 4)) if len(found) >= 5 else frozenset([tuple(found)]) - {()}
+
+
+def all_pairs(texts: Sequence[str], threshold: float) -> tuple[dict[int, dict[int, float]], Decisions]:
+    """Every pair at or above the threshold (row -> lower row -> Jaccard), and the greedy decisions in row order over them."""
+    sets = [plain_shingles(text) for text in texts]
+    holders: dict[tuple[str, ...], list[int]] = {}
+    similar: dict[int, dict[int, float]] = {}
+    decisions: Decisions = {}
+    for row, mine in enumerate(sets):
+        common: dict[int, int] = {}
+        for shingle in mine:
+            for other in holders.setdefault(shingle, []):
+                common[other] = common.get(other, 0) + 1
+            holders[shingle].append(row)
+        jaccard = {other: count / (len(mine) + len(sets[other]) - count) for other, count in common.items()}
+        similar[row] = {other: value for other, value in jaccard.items() if value >= threshold}
+        kept = [(-value, other) for other, value in similar[row].items() if other not in decisions]
+        if kept:
+            decisions[row] = (min(kept)[1], -min(kept)[0])
+    return similar, decisions
+
+
+def families(seed: int, count: int) -> list[str]:
+    """Random documents, and edits of earlier ones at every distance; a few short, empty and Chinese ones."""
+    rng = random.Random(seed)
+    texts: list[list[str]] = []
+    for _ in range(count):
+        if texts and rng.random() < 0.6:
+            edited = list(rng.choice(texts[-200:]))
+            for _ in range(rng.choice([0, 1, 1, 2, 3, 5, 8])):
+                if edited:
+                    at = rng.randrange(len(edited))
+                    edited[at : at + rng.randrange(3)] = [f"e{rng.randrange(10**6)}"]
+            texts.append(edited)
+        else:
+            texts.append([f"w{rng.randrange(3000)}" for _ in range(rng.choice([0, 1, 3, 5, 12, 60, 150, 400]))])
+    return [" ".join(text) for text in texts]
+
+
+@pytest.mark.parametrize("threshold", [0.7, 0.8, 0.9])
+def test_near_duplicates_against_all_pairs_are_precise_and_nearly_complete(threshold: float) -> None:
+    texts = families(11, 3000)
+    similar, truth = all_pairs(texts, threshold)
+    found, _ = near(texts, threshold)
+    for row, (survivor, similarity) in found.items():
+        assert similar[row][survivor] == similarity >= threshold
+        assert survivor < row
+        assert survivor not in found
+    partners = [row for row, others in similar.items() if any(other not in found for other in others)]
+    assert len(partners) > 300
+    assert sum(row in found for row in partners) >= 0.99 * len(partners)
+    assert len(set(found) ^ set(truth)) <= 0.02 * len(truth)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(0, 10**6), st.sampled_from([600, 5000, 1 << 26]))
+def test_near_duplicates_any_sharding_and_ranges_decide_the_same(seed: int, shards: int, deal: int, range_bytes: int) -> None:
+    texts = families(seed, 120)
+    one, reported = near(texts, 0.75, shards=1)
+    other, reported_other = near(texts, 0.75, shards=shards, seed=deal, range_bytes=range_bytes)
+    assert other == one
+    assert reported_other == reported
+
+
+def test_near_duplicates_unrelated_documents_change_nothing() -> None:
+    texts = families(5, 300)
+    alone, _ = near(texts, 0.8)
+    among, _ = near(texts + [f"unrelated {i} " * 3 + " ".join(f"u{i}x{j}" for j in range(50)) for i in range(200)], 0.8)
+    assert among == alone
+    assert alone
+
+
+def test_near_duplicates_of_removed_documents_stay() -> None:
+    chain = [" ".join(f"c{i}" for i in range(at, at + 40)) for at in (0, 3, 6, 9)]  # neighbours 33/39, two apart 30/42
+    found, _ = near(chain, 0.8)
+    assert found == {1: (0, 33 / 39), 3: (2, 33 / 39)}
+
+
+def test_near_duplicates_survivor_is_most_similar_then_lowest_row() -> None:
+    base = [f"b{i}" for i in range(104)]
+    left, right = ["l0", *base[1:]], [*base[:-9], "r0"]  # 99/101 and 91/101 of the base's 100 shingles; 90/102 of each other
+    found, _ = near([" ".join(right), " ".join(left), " ".join(base)], 0.9)
+    assert found == {2: (1, 99 / 101)}
+    twins = [" ".join(["l0", *base[1:-1]]), " ".join([*base[1:-1], "r0"]), " ".join(base[1:-1])]
+    found, _ = near(twins, 0.98)
+    assert found[2] == (0, 98 / 99)
+
+
+def test_near_duplicates_windows_of_one_text_leave_one_of_each_cluster() -> None:
+    rng = random.Random(3)
+    lorem = " ".join(" ".join(rng.sample(LOREM.split(), 50)) for _ in range(20))
+    clusters = [[0, 20, 50], [400, 420], [800, 820, 840, 860], [1205, 1225, 1245], [1600], [2000]]
+    texts = [lorem[at : at + 400] for starts in clusters for at in starts]
+    found, _ = near(texts, 0.5)
+    group = [i for i, starts in enumerate(clusters) for _ in starts]
+    kept = [row for row in range(len(texts)) if row not in found]
+    assert [group[row] for row in kept] == [0, 1, 2, 3, 4, 5]
+    assert all(group[row] == group[survivor] for row, (survivor, _) in found.items())
+
+
+def test_near_duplicates_short_wordless_and_chinese_texts_follow_the_definition() -> None:
+    poem = "床前明月光疑是地上霜举头望明月低头思故乡"
+    texts = [
+        "",
+        "...",
+        "😀",
+        "Hello",
+        "hello!",
+        "hello there",
+        "Hello, there",
+        "...",
+        poem,
+        "，".join(poem[i : i + 5] for i in range(0, 20, 5)),
+        poem[1:] + "啊",
+    ]
+    found, _ = near(texts, 0.8)
+    assert found == {4: (3, 1.0), 6: (5, 1.0), 9: (8, 1.0), 10: (8, 15 / 17)}
+
+
+def test_near_duplicates_of_nothing_are_nothing(tmp_path: Path) -> None:
+    assert near_duplicates([], MinhashConfig(), tmp_path / "a", serial) == []
+    (path,) = near_duplicates([Listed("empty", ())], MinhashConfig(), tmp_path / "b", serial)
+    assert len(np.load(path)) == 0
+    (path,) = exact_duplicates([Listed("empty", ())], tmp_path / "c", serial)
+    assert len(np.load(path)) == 0
+
+
+def templated(pages: int, own: int) -> list[str]:
+    """Pages of one template, each with `own` words of its own at its end."""
+    template = " ".join(f"t{i}" for i in range(200))
+    return [template + "".join(f" p{page}x{i}" for i in range(own)) for page in range(pages)]
+
+
+def test_near_duplicates_of_one_template_take_few_comparisons() -> None:
+    pages = 5000
+    found, report = near(templated(pages, 1), 0.8)
+    assert set(found) == set(range(1, pages))
+    assert {survivor for survivor, _ in found.values()} == {0}
+    assert report["candidates"] < 20 * pages  # all pairs would be 12.5 million
+    assert report["pairs_given_up"] == 0
+
+
+def test_near_duplicates_of_one_template_below_the_threshold_all_stay() -> None:
+    pages = 300
+    found, report = near(templated(pages, 40), 0.8)  # 196/276 = 0.71 of each other
+    assert found == {}
+    assert report["buckets_closed"] == 0
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.sampled_from(["", "a", "A", "b", "c", "long " * 30, "中文"]), max_size=40),
+    st.integers(1, 5),
+    st.sampled_from([100, 1 << 26]),
+)
+def test_exact_duplicates_survivor_is_the_first_row_of_equal_content(texts: list[str], shards: int, range_bytes: int) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        dealt = shuffled(texts, shards, len(texts))
+        found = decided(dealt, exact_duplicates(dealt, Path(scratch), serial, range_bytes))
+    assert found == {row: (texts.index(text), 1.0) for row, text in enumerate(texts) if texts.index(text) < row}
