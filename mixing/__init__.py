@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
+    from pydantic import BaseModel, ValidationError
 
     Checked = TypeVar("Checked", bound=BaseModel)
 
@@ -31,7 +31,8 @@ def validated(model: type[Checked], values: Mapping[str, object], where: str = "
 def _first_refusal(model: type[BaseModel], error: ValidationError, where: str) -> str:
     first = error.errors(include_url=False)[0]
     place = [str(part) for part in first["loc"]]
-    path = ".".join([*([where] if where else []), *place]) or "the configuration"
+    dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+    path = f"{where}{dotted}".removeprefix(".") or "the configuration"
     if first["type"] == "extra_forbidden":
         accepted = _accepted_keys(model, place[:-1])
         return f"{path}: unknown key '{place[-1]}'" + (f"; accepted here: {', '.join(accepted)}" if accepted else "")
@@ -56,7 +57,9 @@ def _accepted_keys(model: type[BaseModel], place: list[str]) -> list[str]:
 
     candidates: list[type[BaseModel]] = [model]
     for part in place:
-        step = [found for candidate in candidates if part in candidate.model_fields for found in models(candidate.model_fields[part].annotation)]
+        step = [
+            found for candidate in candidates if part in candidate.model_fields for found in models(candidate.model_fields[part].annotation)
+        ]
         by_name = [candidate for candidate in candidates if candidate.__name__ == part]
         candidates = step or by_name or candidates
     return sorted({field.alias or name for candidate in candidates for name, field in candidate.model_fields.items()})

@@ -1,0 +1,343 @@
+"""From decided documents to a manifest: components, tokens, plan, pool.
+
+Everything per document is made shard by shard into the scratch room, sorted by row, and then merged in windows of rows, so that memory follows the window and not the
+corpus. The one thing held whole is what the plan needs of a document: row, content, component and token count, about 34 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from curation import rules
+from curation.corpus import Corpus, Positions, Shard, chunkless, read_sidecar, sidecar_path
+from curation.engine import Engine
+from curation.steps import ALIVE, Add, Keep, State, Step, Top, fate_of, frame, signal_values, start
+from curation.tokenized import encoded, lengths, token_key
+from mixing import UserError
+from mixing.draws import Documents
+from mixing.manifest import Holdout, canonical_json
+from mixing.plan import Mixture, Plan
+from mixing.pool import pool_schema
+from mixing.write import ManifestWriter
+
+NO_COMPONENT = 65535
+POOL_ROWS = 1_000_000
+TOKEN_DOCUMENTS = 20_000
+SURVIVOR_KEYS = ("survivor", "row", "similarity")
+
+
+# --- components and counts
+
+
+class Measured(NamedTuple):
+    """What a shard holds at the end: documents kept, in no component, and held out."""
+
+    kept: int
+    unassigned: int
+    held_out: int
+
+
+def measure(shard: Shard, mixture: Mixture, state: State) -> Measured:
+    """Puts every kept and every passing held-out document in its component and counts its tokens; saves `component` and `counted`."""
+    fates, held = start(shard, state)
+    positions = np.flatnonzero(fates == ALIVE)
+    component = np.full(shard.documents, NO_COMPONENT, np.uint16)
+    names = list(mixture.components)
+    for index, name in enumerate(names):
+        rule = rules.parse(mixture.components[name], f"mixture.components.{name}", state.schema())
+        inside = positions[rule.decide(frame(shard, rule.columns, positions, state))[0]]
+        taken = component[inside] != NO_COMPONENT
+        if taken.any() and not mixture.first_match:
+            row = inside[np.argmax(taken)]
+            raise UserError(
+                f"mixture.components: {shard.origins(np.array([row]))[0]} of source '{shard.source}' is in '{names[component[row]]}' and in '{name}'; "
+                "make the predicates exclude each other, or set mixture.first_match: true"
+            )
+        component[inside[~taken]] = index
+    alive = (fates == ALIVE) & ~held
+    counted = (alive & (component != NO_COMPONENT)) | ((fates == ALIVE) & held)
+    tokens = lengths(encoded(shard, counted, state.tokenizer, state.work).values)
+    for path in state.scratch.glob(f"{shard.name}.counted-*.npy"):
+        counted |= np.load(path)
+    planned = np.flatnonzero(alive & (component != NO_COMPONENT))
+    np.savez(
+        state.scratch / f"{shard.name}.candidates.npz",
+        row=shard.rows()[planned],
+        content=shard.contents()[planned],
+        component=component[planned],
+        tokens=tokens[planned],
+    )
+    np.save(state.scratch / f"{shard.name}.component.npy", component)
+    np.save(state.scratch / f"{shard.name}.tokens.npy", np.where(counted, tokens, -1))
+    return Measured(int(alive.sum()), int((alive & (component == NO_COMPONENT)).sum()), int(held.sum()))
+
+
+def documents_of(corpus: Corpus, state: State) -> Documents:
+    """The candidates of all shards, by row."""
+    parts = [np.load(state.scratch / f"{shard.name}.candidates.npz") for shard in corpus.shards]
+    row = np.concatenate([part["row"] for part in parts])
+    order = np.argsort(row)
+    content, component, tokens = (np.concatenate([part[name] for part in parts])[order] for name in ("content", "component", "tokens"))
+    return Documents(row[order], content, component, tokens)
+
+
+# --- tokens
+
+
+def write_tokens(shard: Shard, planned: Path, state: State) -> tuple[int, int, int]:
+    """The ids of a shard's planned documents into the scratch room, by row: (documents, first row, last row)."""
+    rows = shard.rows()
+    positions = np.flatnonzero(np.isin(rows, np.load(planned, mmap_mode="r")))
+    positions = positions[np.argsort(rows[positions])]
+    if len(positions):
+        save_ids(state.scratch / f"{shard.name}.planned", rows[positions], ids_of(shard, positions, state))
+    return len(positions), int(rows[positions[0]]) if len(positions) else 0, int(rows[positions[-1]]) if len(positions) else -1
+
+
+def ids_of(shard: Shard, positions: Positions, state: State) -> pa.LargeListArray:
+    sidecar = read_sidecar(sidecar_path(state.work, token_key(state.tokenizer), shard))
+    assert sidecar is not None
+    return sidecar.values.take(pa.array(positions))
+
+
+def save_ids(path: Path, rows: npt.NDArray[np.uint64], ids: pa.LargeListArray) -> None:
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths(ids))])
+    for name, values in (("rows", rows), ("offsets", offsets), ("ids", ids.flatten().to_numpy())):
+        np.save(path.with_name(f"{path.name}.{name}.npy"), values)
+
+
+def merged_tokens(
+    parts: list[tuple[Path, int, int]], planned: npt.NDArray[np.uint64]
+) -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[Any], npt.NDArray[np.int64]]]:
+    """The planned documents of all shards in row order, some thousands at a time."""
+    for begin in range(0, len(planned), TOKEN_DOCUMENTS):
+        low, high = planned[begin], planned[min(begin + TOKEN_DOCUMENTS, len(planned)) - 1]
+        rows, counts, ids = [], [], []
+        for path, first, last in parts:
+            if first > high or last < low:
+                continue
+            there, offsets, stored = (
+                np.load(path.with_name(f"{path.name}.{name}.npy"), mmap_mode="r") for name in ("rows", "offsets", "ids")
+            )
+            a, b = int(np.searchsorted(there, low)), int(np.searchsorted(there, high, side="right"))
+            rows.append(there[a:b])
+            counts.append(np.diff(offsets[a : b + 1]))
+            ids.append(stored[offsets[a] : offsets[b]])
+        yield in_row_order(np.concatenate(rows), np.concatenate(counts), np.concatenate(ids))
+
+
+def in_row_order(
+    rows: npt.NDArray[np.uint64], counts: npt.NDArray[np.int64], ids: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """(rows, ids, offsets) with the documents sorted by row."""
+    if (rows[1:] < rows[:-1]).any():
+        order = np.argsort(rows)
+        lists = pa.LargeListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(counts)])), pa.array(ids)).take(pa.array(order))
+        rows, counts, ids = rows[order], counts[order], lists.flatten().to_numpy()
+    return rows, ids, np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+
+
+# --- hold-out
+
+
+def held_out(shard: Shard, state: State) -> Holdout | None:
+    """The held-out documents of a shard that fail no rule, by row."""
+    fates, held = start(shard, state)
+    positions = np.flatnonzero(held & (fates == ALIVE))
+    if not len(positions):
+        return None
+    rows = shard.rows()
+    positions = positions[np.argsort(rows[positions])]
+    ids = ids_of(shard, positions, state)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths(ids))])
+    size = shard.read(["bytes"])["bytes"].to_numpy()[positions].astype(np.uint32)
+    component = np.load(state.scratch / f"{shard.name}.component.npy")[positions]
+    return Holdout(rows[positions], component, size, offsets, ids.flatten().to_numpy())
+
+
+def merged_holdout(parts: list[Holdout]) -> Holdout:
+    """The held-out documents of a source's shards as one, by row."""
+    rows = np.concatenate([part.pool_row for part in parts])
+    order = np.argsort(rows)
+    counts = np.concatenate([np.diff(part.offsets) for part in parts])
+    rows_in_order, ids, offsets = in_row_order(rows, counts, np.concatenate([part.ids for part in parts]))
+    component, size = (np.concatenate([getattr(part, name) for part in parts])[order] for name in ("component", "bytes"))
+    return Holdout(rows_in_order, component, size, offsets, ids)
+
+
+# --- pool
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """What each step writes as the reason, and how its evidence is found."""
+
+    steps: dict[int, Step]
+
+    def reason(self, fate: int) -> str:
+        if fate == fate_of(0):
+            return "holdout"
+        step = self.steps[fate // 2]
+        assert not isinstance(step, Add)
+        return step.rule + (" (no value)" if fate % 2 else "")
+
+    def evidence(self, fate: int, shard: Shard, positions: Positions, state: State) -> list[str]:
+        """Canonical JSON per document: the survivor it equals, or the values that the rule looked at."""
+        if fate == fate_of(0):
+            assert state.holdout is not None
+            return _survivors(shard, state.holdout, positions, state)
+        step = self.steps[fate // 2]
+        if isinstance(step, Top):
+            reads = [step.config.by]
+        else:
+            assert isinstance(step, Keep)
+            reads = rules.parse(step.rule, "", state.schema()).reads
+        if len(reads) == 1 and reads[0] in state.signals and state.signals[reads[0]].survivors:
+            return _survivors(shard, state.signals[reads[0]].key, positions, state)
+        names = list(dict.fromkeys(name.split(".")[0] for name in reads))
+        values = frame(shard, names, positions, state)
+        columns = [_read(values, name) for name in reads]
+        if len(reads) == 1:
+            return [canonical_json({"value": value}) for value in columns[0]]
+        return [canonical_json({"value": dict(zip(reads, row, strict=True))}) for row in zip(*columns, strict=True)]
+
+
+def _read(values: pl.DataFrame, name: str) -> list[Any]:
+    column, _, part = name.partition(".")
+    return (values[column].struct.field(part) if part else values[column]).to_list()
+
+
+def _survivors(shard: Shard, key: str, positions: Positions, state: State) -> list[str]:
+    sidecar = read_sidecar(sidecar_path(state.work, key, shard))
+    assert sidecar is not None
+    found = sidecar.values.take(pa.array(positions))
+    columns = [found.field(name).to_pylist() for name in ("origin", "row", "similarity")]
+    return [canonical_json(dict(zip(SURVIVOR_KEYS, one, strict=True))) for one in zip(*columns, strict=True)]
+
+
+def pool_part(shard: Shard, reasons: Reasons, state: State) -> tuple[int, int]:
+    """A shard's records, usable or not, as pool rows into the scratch room, sorted by row: (first row, last row)."""
+    fates, held = start(shard, state)
+    schema = pool_schema(
+        [pa.field(name, kind) for name, kind in state.columns.items()],
+        [pa.field(name, placed.type) for name, placed in state.signals.items()],
+    )
+    reason: list[str | None] = [None] * shard.documents
+    evidence: list[str | None] = [None] * shard.documents
+    for fate in np.unique(fates[fates != ALIVE]).tolist():
+        positions = np.flatnonzero(fates == fate)
+        why = reasons.reason(fate)
+        for position, found in zip(positions.tolist(), reasons.evidence(fate, shard, positions, state), strict=True):
+            reason[position], evidence[position] = why, found
+    tokens = np.load(state.scratch / f"{shard.name}.tokens.npy")
+    table = shard.read(["key", "content", "bytes", *(f"column.{name}" for name in shard.columns)])
+    columns: dict[str, Any] = {
+        "row": shard.rows(),
+        "source": [shard.source] * shard.documents,
+        "origin": shard.origins(),
+        "key": chunkless(table["key"]),
+        "content": [content.hex() for content in table["content"].to_pylist()],
+        "bytes": chunkless(table["bytes"]),
+        "parents": None,
+        "decision": np.select([held, fates == ALIVE], ["held_out", "kept"], "dropped"),
+        "reason": reason,
+        "evidence": evidence,
+        "n_tokens": pa.array(tokens, mask=tokens < 0),
+    }
+    for name in shard.columns:
+        columns[name] = chunkless(table[f"column.{name}"])
+    for name, placed in state.signals.items():
+        seen = np.flatnonzero(fates // 2 >= placed.step)
+        place = np.full(shard.documents, -1, np.int64)
+        place[seen] = seen
+        columns[name] = signal_values(shard, name, state).take(pa.array(place, mask=place < 0))
+    usable = _as_table(columns, shard.documents, schema)
+    unusable = _quarantined(shard, schema)
+    whole = pa.concat_tables([usable, unusable]).sort_by("row").combine_chunks()
+    with pa.OSFile(str(state.scratch / f"{shard.name}.pool.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        writer.write_table(whole)
+    rows = whole["row"].to_numpy()
+    return (int(rows[0]), int(rows[-1])) if len(rows) else (0, -1)
+
+
+def _quarantined(shard: Shard, schema: pa.Schema) -> pa.Table:
+    table = shard.quarantine()
+    runs, ordinals, positions = (table[name].to_pylist() for name in ("run", "ordinal", "position"))
+    columns: dict[str, Any] = {
+        "row": np.array([shard.first_row[run] + ordinal for run, ordinal in zip(runs, ordinals, strict=True)], np.uint64),
+        "source": [shard.source] * table.num_rows,
+        "origin": [f"{shard.paths[run]}#{position}" for run, position in zip(runs, positions, strict=True)],
+        "decision": ["quarantined"] * table.num_rows,
+        "reason": table["reason"].to_pylist(),
+    }
+    return _as_table(columns, table.num_rows, schema)
+
+
+def _as_table(columns: dict[str, Any], rows: int, schema: pa.Schema) -> pa.Table:
+    arrays = []
+    for field in schema:
+        values = columns.get(field.name)
+        if values is None:
+            arrays.append(pa.nulls(rows, field.type))
+        elif isinstance(values, pa.Array):
+            arrays.append(values if values.type == field.type else values.cast(field.type))
+        else:
+            arrays.append(pa.array(values).cast(field.type) if isinstance(values, np.ndarray) else pa.array(values, field.type))
+    return pa.table(arrays, schema=schema)
+
+
+def merged_pool(corpus: Corpus, spans: list[tuple[int, int]], state: State, rows: int) -> Iterator[pa.Table]:
+    """The pool, a million rows at a time."""
+    for begin in range(0, rows, POOL_ROWS):
+        low, high = begin, min(begin + POOL_ROWS, rows) - 1
+        parts = []
+        for shard, (first, last) in zip(corpus.shards, spans, strict=True):
+            if first > high or last < low:
+                continue
+            with pa.memory_map(str(state.scratch / f"{shard.name}.pool.arrow")) as source:
+                table = pa.ipc.open_file(source).read_all()
+            there = table["row"].to_numpy()
+            a, b = np.searchsorted(there, np.uint64(low)), np.searchsorted(there, np.uint64(high), side="right")
+            parts.append(table.slice(a, b - a))
+        yield pa.concat_tables(parts).sort_by("row")
+
+
+# --- the manifest
+
+
+def assemble(
+    writer: ManifestWriter, corpus: Corpus, state: State, steps: list[Step], plan: Plan, documents: Documents, engine: Engine
+) -> dict[str, int]:
+    """Writes tokens, plan, hold-out and pool; returns the documents used, per source."""
+    shards = corpus.shards
+    planned = documents.row[plan.documents()]
+    path = state.scratch / "planned.npy"
+    np.save(path, planned)
+    counts = engine.map(write_tokens, [(shard, path, state) for shard in shards], "collect tokens")
+    parts = [
+        (state.scratch / f"{shard.name}.planned", first, last) for shard, (count, first, last) in zip(shards, counts, strict=True) if count
+    ]
+    writer.tokens(merged_tokens(parts, planned))
+    for stage in plan.stages:
+        writer.plan(stage, documents.row)
+    held = engine.map(held_out, [(shard, state) for shard in shards], "collect hold-out")
+    for source in corpus.sources:
+        mine = [part for shard, part in zip(shards, held, strict=True) if part is not None and shard.source == source.name]
+        if mine:
+            writer.holdout(source.name, merged_holdout(mine))
+    reasons = Reasons({step.index: step for step in steps})
+    spans = engine.map(pool_part, [(shard, reasons, state) for shard in shards], "write the pool")
+    for number, table in enumerate(merged_pool(corpus, spans, state, sum(corpus.read.values()))):
+        writer.pool(number, table)
+    used = dict.fromkeys((source.name for source in corpus.sources), 0)
+    for shard, (count, _, _) in zip(shards, counts, strict=True):
+        used[shard.source] += count
+    return used

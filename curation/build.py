@@ -1,0 +1,167 @@
+"""`curate build`, top to bottom."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from curation.assemble import Measured, assemble, documents_of, measure
+from curation.corpus import Corpus, read_corpus
+from curation.engine import Engine, Run
+from curation.holdout import reserve
+from curation.recipe import Recipe, Resolved, resolve_recipe
+from curation.steps import Decided, State, Step, decide
+from curation.tokens import Encoder
+from curation.work import Digests, Work, write_json
+from mixing import UserError
+from mixing.manifest import Manifest
+from mixing.plan import Plan, plan
+from mixing.write import ManifestWriter
+
+
+@dataclass(frozen=True)
+class Built:
+    """A manifest and how it came about: `unchanged` if it lay there already, and what the signals had to compute."""
+
+    folder: Path
+    digest: str
+    unchanged: bool
+    seconds: float
+    computed: dict[str, int]
+    remembered: dict[str, int]
+    warnings: list[str]
+
+
+def build(recipe: Recipe, folder: Path, target: Path, run: Run, *, replace: bool = False) -> Built:
+    """Builds the manifest of `recipe`, whose paths start at `folder`, into `target`."""
+    began = time.monotonic()
+    work = Work(run.work)
+    with work.locked(), Engine(run.workers) as engine:
+        digests = Digests(work)
+        resolved = resolve_recipe(recipe, folder, run, digests, engine)
+        digests.save()
+        if (digest := _unchanged(resolved, target, work)) is not None:
+            return Built(target, digest, True, time.monotonic() - began, {}, {}, [])
+        _refuse_target(target, replace=replace)
+        corpus = read_corpus(resolved.sources, tuple(recipe.clean), work, engine)
+        holdout = reserve(recipe.holdout, recipe.seed, corpus, work, engine) if recipe.holdout else None
+        scratch = work.room("scratch")
+        state = State(work, scratch, holdout.key if holdout else None, resolved.tokenizer, corpus.column_types())
+        decided = decide(resolved.steps, corpus, state, recipe.seed, engine)
+        measured = _by_source(
+            corpus, engine.map(measure, [(shard, recipe.mixture, decided.state) for shard in corpus.shards], "count tokens")
+        )
+        documents = documents_of(corpus, decided.state)
+        planned = plan(recipe.mixture, documents, recipe.seed)
+        with ManifestWriter(target, resolved.tokenizer.dtype, replace=replace) as writer:
+            writer.tokenizer(resolved.tokenizer.files)
+            used = assemble(writer, corpus, decided.state, resolved.steps, planned, documents, engine)
+            digest = writer.finish(_header(resolved, corpus, decided, measured, used, planned), _provenance(resolved, run, began))
+        write_json(
+            work.room("builds") / f"{resolved.key}.json", {"digest": digest, "shards": [_portable(shard, work) for shard in corpus.shards]}
+        )
+    warnings = [
+        f"hold-out of '{name}': {count:,} documents, a tenth of the source, instead of the {recipe.holdout.documents:,} asked"
+        for name, count in (holdout.capped if holdout else {}).items()
+        if recipe.holdout
+    ]
+    return Built(target, digest, False, time.monotonic() - began, decided.computed, decided.remembered, warnings)
+
+
+def _unchanged(resolved: Resolved, target: Path, work: Work) -> str | None:
+    """The digest of the manifest at `target` if it is what this build would make, and whole."""
+    remembered = work.room("builds") / f"{resolved.key}.json"
+    if not remembered.exists() or not (target / "manifest.json").exists():
+        return None
+    digest = str(json.loads(remembered.read_text())["digest"])
+    return digest if Manifest.open(target).digest == digest else None
+
+
+def _refuse_target(target: Path, *, replace: bool) -> None:
+    """Says at the start, not after hours, that the target folder is something else."""
+    if target.exists() and any(target.iterdir()) and not (target / "manifest.json").is_file():
+        raise UserError(f"-o {target}: exists and is not a manifest; choose another folder or remove it")
+
+
+def _by_source(corpus: Corpus, measured: list[Measured]) -> dict[str, Measured]:
+    totals = {source.name: Measured(0, 0, 0) for source in corpus.sources}
+    for shard, one in zip(corpus.shards, measured, strict=True):
+        totals[shard.source] = Measured(*(a + b for a, b in zip(totals[shard.source], one, strict=True)))
+    return totals
+
+
+def _header(
+    resolved: Resolved, corpus: Corpus, decided: Decided, measured: dict[str, Measured], used: dict[str, int], planned: Plan
+) -> dict[str, Any]:
+    recipe, tokenizer = resolved.recipe, resolved.tokenizer
+    sources = {}
+    for source in corpus.sources:
+        counts = measured[source.name]
+        sources[source.name] = {
+            "read": corpus.read[source.name],
+            "quarantined": sum(corpus.quarantined[source.name].values()),
+            "dropped": _dropped(decided.dropped[source.name], resolved.steps),
+            "held_out": counts.held_out,
+            "kept": counts.kept,
+            "used": used[source.name],
+            "unused": counts.kept - counts.unassigned - used[source.name],
+            "unassigned": counts.unassigned,
+            "licence": source.config.licence,
+            "inputs": [{"path": one.path, "bytes": one.bytes, "digest": one.digest} for one in source.inputs],
+        }
+    return {
+        "name": recipe.name,
+        "version": recipe.version,
+        "seed": recipe.seed,
+        "recipe": resolved.values,
+        "parent": None,
+        "tokenizer": {
+            "name": tokenizer.name,
+            "sha256": tokenizer.sha256,
+            "vocab_size": tokenizer.vocab_size,
+            "bos_id": tokenizer.bos_id,
+            "eos_id": tokenizer.eos_id,
+            "dtype": tokenizer.dtype,
+        },
+        **planned.header(),
+        "sources": sources,
+        "models": {name: {"kind": kind, "sha256": model.sha256} for name, (kind, model) in decided.models.items()},
+    }
+
+
+def _dropped(fates: dict[int, int], steps: list[Step]) -> list[dict[str, Any]]:
+    """Documents dropped, by step: 0 is the hold-out, whose copies go first."""
+    by_step: dict[int, int] = {}
+    for fate, count in fates.items():
+        by_step[fate // 2] = by_step.get(fate // 2, 0) + count
+    rule = {0: "holdout"} | {step.index: getattr(step, "rule", "") for step in steps}
+    return [{"step": step, "rule": rule[step], "documents": count} for step, count in sorted(by_step.items())]
+
+
+def _provenance(resolved: Resolved, run: Run, began: float) -> dict[str, Any]:
+    packages = ("tilth", "polars", "pyarrow", "numpy", "numba", "datasketch", "fasttext", "tokenizers", "fastokens")
+    return {
+        "built_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - began, 3),
+        "user": os.environ.get("USER", ""),
+        "machine": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+        "encoder": Encoder.open(resolved.tokenizer).name,
+        "work": str(run.work.resolve()),
+        "build": resolved.key,
+        "roots": {source.name: str(source.root) for source in resolved.sources},
+        "workers": run.workers,
+    }
+
+
+def _portable(shard: Any, work: Work) -> dict[str, Any]:
+    """A shard as `show` and `why` find it again in the work directory."""
+    return asdict(shard) | {"path": shard.path.relative_to(work.root).as_posix()}

@@ -1,0 +1,221 @@
+"""Shards and sidecars: the documents that were read, and what has been computed about them.
+
+A document is known by its row: its running number over all records of the corpus, unusable ones counted, in the order source rank, natural path, position. A shard's rows
+follow from the number of records in the files before it, so neither cutting nor workers show in them. Text stays in the shards. What is computed about a document lies in
+a sidecar, a file aligned row by row with its shard, in one of three states: a value, a null result, or not computed; it may only ever gain values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curation.engine import Engine
+from curation.sources import ARROW_TYPES, ShardFacts, Source, Unit, cut, natural, read_unit
+from curation.work import Work, write_atomic
+from mixing import UserError
+
+Rows = np.ndarray[tuple[int], np.dtype[np.uint64]]
+Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
+Positions = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file of documents. `first_row` holds, per file of its unit, the row of that file's record 0; `name` names its sidecars."""
+
+    name: str
+    source: str
+    path: Path
+    documents: int
+    quarantined: int
+    first_row: list[int]
+    paths: list[str]
+    columns: dict[str, str]
+
+    def read(self, columns: list[str]) -> pa.Table:
+        return pq.read_table(self.path, columns=columns, use_threads=False, memory_map=True).combine_chunks()
+
+    def rows(self) -> Rows:
+        """u64[documents]: ascending within a file of the unit, unique over the corpus."""
+        table = self.read(["run", "ordinal"])
+        first = np.array(self.first_row, np.uint64)
+        rows: Rows = first[table["run"].to_numpy()] + table["ordinal"].to_numpy()
+        return rows
+
+    def contents(self) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
+        """u64[documents, 2]: high and low half of each content hash."""
+        column = self.read(["content"])["content"].combine_chunks()
+        raw = (
+            np.frombuffer(column.buffers()[1], ">u8", count=2 * len(column), offset=column.offset * 16)
+            if len(column)
+            else np.zeros(0, ">u8")
+        )
+        return raw.astype(np.uint64).reshape(-1, 2)
+
+    def texts(self, positions: Positions | None = None) -> pa.LargeStringArray:
+        text = chunkless(self.read(["text"])["text"]).cast(pa.large_string())
+        return text if positions is None else text.take(pa.array(positions))
+
+    def origins(self, positions: Positions | None = None) -> list[str]:
+        """`file#position` of each document."""
+        table = self.read(["run", "position"])
+        table = table if positions is None else table.take(pa.array(positions))
+        return [
+            f"{self.paths[run]}#{position}" for run, position in zip(table["run"].to_pylist(), table["position"].to_pylist(), strict=True)
+        ]
+
+    def quarantine(self) -> pa.Table:
+        return pq.read_table(self.path.with_suffix(".quarantine.parquet"), use_threads=False).combine_chunks()
+
+
+def chunkless(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks() if column.num_chunks else pa.array([], column.type)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What was read: the shards of all sources in rank order, and per source the records read and those quarantined by reason."""
+
+    sources: list[Source]
+    shards: list[Shard]
+    read: dict[str, int]
+    quarantined: dict[str, dict[str, int]]
+
+    def of(self, source: str) -> list[Shard]:
+        return [shard for shard in self.shards if shard.source == source]
+
+    def column_types(self) -> dict[str, pa.DataType]:
+        """The carried columns of all sources with their Arrow types."""
+        types: dict[str, str] = {}
+        for source in self.sources:
+            for name, kind in source.columns.items():
+                if types.setdefault(name, kind) != kind:
+                    raise UserError(
+                        f"sources.{source.name}.columns: '{name}' is {kind} here and {types[name]} in an earlier source; columns of one name need one type"
+                    )
+        return {name: ARROW_TYPES[kind] for name, kind in types.items()}
+
+
+def read_corpus(sources: list[Source], clean: tuple[str, ...], work: Work, engine: Engine) -> Corpus:
+    """Reads what has not been read before; refuses a source that would lose more records than its `max_quarantine`."""
+    units = [(source, unit) for source in sources for unit in cut(source, clean)]
+    facts = engine.map(read_unit, [(unit, work) for _, unit in units], "read")
+    shards, read = [], dict.fromkeys((source.name for source in sources), 0)
+    quarantined: dict[str, dict[str, int]] = {source.name: {} for source in sources}
+    first_row = 0
+    for source in sources:
+        mine = [(unit, made) for (owner, unit), made in zip(units, facts, strict=True) if owner is source]
+        first_rows, records = _number(mine, first_row)
+        first_row += records
+        read[source.name] = records
+        for unit, made in mine:
+            for number, shard in enumerate(made):
+                shards.append(_shard(source, unit, number, shard, first_rows[unit.name], work))
+                for reason, count in shard.quarantined.items():
+                    quarantined[source.name][reason] = quarantined[source.name].get(reason, 0) + count
+        _check_losses(source, records, quarantined[source.name], [shard for shard in shards if shard.source == source.name])
+    return Corpus(sources, shards, read, quarantined)
+
+
+def _number(units: list[tuple[Unit, list[ShardFacts]]], first_row: int) -> tuple[dict[str, list[int]], int]:
+    """Per unit, the row of record 0 of each of its pieces: files in natural order, the pieces of a file by where they begin."""
+    pieces = []
+    for unit, shards in units:
+        records = [0] * len(unit.pieces)
+        for shard in shards:
+            for run, _, count in shard.runs:
+                records[run] += count
+        pieces += [(natural(piece.path), piece.begin, unit.name, run, records[run]) for run, piece in enumerate(unit.pieces)]
+    first_rows = {unit.name: [0] * len(unit.pieces) for unit, _ in units}
+    row = first_row
+    for _, _, name, run, count in sorted(pieces):
+        first_rows[name][run] = row
+        row += count
+    return first_rows, row - first_row
+
+
+def _shard(source: Source, unit: Unit, number: int, facts: ShardFacts, first_row: list[int], work: Work) -> Shard:
+    path = work.room("shards") / unit.name / f"{number:05}.parquet"
+    paths = [piece.path for piece in unit.pieces]
+    return Shard(
+        f"{unit.name}-{number:05}", source.name, path, facts.rows, sum(facts.quarantined.values()), first_row, paths, source.columns
+    )
+
+
+def _check_losses(source: Source, records: int, reasons: dict[str, int], shards: list[Shard]) -> None:
+    lost, limit = sum(reasons.values()), source.config.max_quarantine
+    if lost > limit * records:
+        worst = max(reasons, key=lambda reason: reasons[reason])
+        example = next(
+            f"{shard.paths[row['run']]}#{row['position']}"
+            for shard in shards
+            for row in shard.quarantine().to_pylist()
+            if row["reason"] == worst
+        )
+        counts = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
+        raise UserError(
+            f"sources.{source.name}: {lost:,} of {records:,} records cannot be used ({lost / records:.1%}, the limit is {limit:.1%}): {counts}; the first for "
+            f"'{worst}' is {example}; mend the input, or accept the loss with sources.{source.name}.max_quarantine"
+        )
+
+
+# --- sidecars
+
+
+class Sidecar(NamedTuple):
+    """`values` has one entry a document; it means something only where `known`. `computed` counts what this call had to compute."""
+
+    known: Mask
+    values: pa.Array
+    computed: int
+
+
+def sidecar_path(work: Work, key: str, shard: Shard) -> Path:
+    return work.room("sidecars") / key / f"{shard.name}.arrow"
+
+
+def read_sidecar(path: Path) -> Sidecar | None:
+    if not path.exists():
+        return None
+    with pa.memory_map(str(path)) as source:
+        table = pa.ipc.open_file(source).read_all()
+    return Sidecar(chunkless(table["known"]).to_numpy(zero_copy_only=False), chunkless(table["value"]), 0)
+
+
+def write_sidecar(path: Path, known: Mask, values: pa.Array) -> None:
+    table = pa.table({"known": pa.array(known), "value": values})
+
+    def write(temporary: Path) -> None:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+
+    write_atomic(path, write)
+
+
+def fill_sidecar(path: Path, wanted: Mask, compute: Callable[[Positions], pa.Array]) -> Sidecar:
+    """The sidecar with every `wanted` value in it; `compute` is asked only for positions whose value is not known yet."""
+    old = read_sidecar(path)
+    missing = wanted if old is None else wanted & ~old.known
+    positions = np.flatnonzero(missing)
+    if old is not None and not len(positions):
+        return old
+    fresh = compute(positions)
+    assert len(fresh) == len(positions)
+    source = np.full(len(wanted), -1, np.int64)
+    if old is not None:
+        kept = np.flatnonzero(old.known)
+        source[kept] = kept
+    base = 0 if old is None else len(old.values)
+    source[positions] = base + np.arange(len(positions))
+    both = fresh if old is None else pa.concat_arrays([old.values, fresh])
+    values = both.take(pa.array(source, mask=source < 0))
+    known = missing if old is None else missing | old.known
+    write_sidecar(path, known, values)
+    return Sidecar(known, values, len(positions))

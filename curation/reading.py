@@ -1,0 +1,310 @@
+"""One input file, record by record: every record comes out either usable or with the reason why not.
+
+Formats: JSON Lines (plain, gzip with several members, zstd with several frames; told apart by their first bytes, not by their names) and Parquet. Position is the byte
+offset of the record's first byte in the decoded stream for JSON Lines (lines end at `\\n` only, a byte order mark at the start belongs to the first line) and the row
+index for Parquet. Blank lines are not records. Nothing here raises for bad data: a damaged stream ends with one record that says so, and what was read before it stays.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import unicodedata
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+
+BLOCK = 4 << 20
+EXCERPT = 200
+
+Value = str | int | float | bool | None
+
+
+class Fields(NamedTuple):
+    """Where a record's parts stand: the names of its text, of its key (or none), and of the columns it carries with their types."""
+
+    text: str
+    key: str | None
+    columns: dict[str, str]
+
+
+class Record(NamedTuple):
+    """`reason` is None for a usable record, whose `text` is then str and not yet cleaned; otherwise `excerpt` shows what was found."""
+
+    position: int
+    size: int
+    text: str | None
+    key: str | None
+    columns: tuple[Value, ...]
+    reason: str | None
+    excerpt: str
+
+
+def _refused(position: int, size: int, reason: str, raw: bytes | str) -> Record:
+    head = raw[:EXCERPT].decode("utf-8", "backslashreplace") if isinstance(raw, bytes) else raw[:EXCERPT]
+    safe = "".join(character if character.isprintable() else character.encode("unicode_escape").decode() for character in head)
+    return Record(position, size, None, None, (), reason, safe)
+
+
+# --- JSON Lines
+
+
+def read_json_lines(path: Path, fields: Fields, begin: int = 0, end: int | None = None) -> Iterator[Record]:
+    """Records whose first byte lies in `[begin, end)` of the decoded stream; a range is only asked of plain files."""
+    for position, line in _lines(path, begin, end):
+        if isinstance(line, str):
+            yield _refused(position, 0, line, "")
+        elif line.strip(b" \t\r"):
+            yield _from_line(position, line, fields)
+
+
+def _lines(path: Path, begin: int, end: int | None) -> Iterator[tuple[int, bytes | str]]:
+    """(offset, line without its end); a str instead of bytes is the reason why the stream broke off there."""
+    with path.open("rb") as handle:
+        position = _seek_line(handle, begin) if begin else 0
+        rest = b""
+        for block in _blocks(handle):
+            if isinstance(block, str):
+                if rest:
+                    yield position, rest
+                yield position + len(rest), block
+                return
+            if position == 0 and not rest and block.startswith(b"\xef\xbb\xbf"):
+                block, position = block[3:], 3
+            lines = (rest + block).split(b"\n")
+            rest = lines.pop()
+            for line in lines:
+                if end is not None and position >= end:
+                    return
+                yield position, line
+                position += len(line) + 1
+        if rest and (end is None or position < end):
+            yield position, rest
+
+
+def _blocks(handle: io.BufferedReader) -> Iterator[bytes | str]:
+    """Decoded bytes in order, everything that can be decoded; then, if the stream is damaged, the reason."""
+    kind = _compression(handle)
+    if kind == "plain":
+        while block := handle.read(BLOCK):
+            yield block
+        return
+    decoder, ended = _decoder(kind), False
+    while chunk := handle.read(BLOCK // 16):
+        while chunk:
+            if ended:
+                decoder, ended = _decoder(kind), False
+            try:
+                yield decoder.decompress(chunk)
+            except (zlib.error, zstandard.ZstdError) as error:
+                yield f"damaged {kind} stream: {_one_line(error)}"
+                return
+            ended = decoder.eof
+            chunk = decoder.unused_data if ended else b""
+    if not ended:
+        yield f"damaged {kind} stream: it ends too early"
+
+
+def _decoder(kind: str) -> Any:
+    return zlib.decompressobj(wbits=31) if kind == "gzip" else zstandard.ZstdDecompressor().decompressobj()
+
+
+def _one_line(error: BaseException) -> str:
+    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+
+
+def _compression(handle: io.BufferedReader) -> str:
+    here = handle.tell()
+    handle.seek(0)
+    magic = handle.read(4)
+    handle.seek(here)
+    return "gzip" if magic[:2] == b"\x1f\x8b" else "zstd" if magic == b"\x28\xb5\x2f\xfd" else "plain"
+
+
+def is_compressed(path: Path) -> bool:
+    with path.open("rb") as handle:
+        return _compression(handle) != "plain"
+
+
+def _seek_line(handle: io.BufferedReader, begin: int) -> int:
+    """Moves to the first line that starts at or after `begin`; a line that starts exactly there belongs to this range."""
+    handle.seek(begin - 1)
+    position = begin - 1
+    while block := handle.read(BLOCK):
+        found = block.find(b"\n")
+        if found >= 0:
+            position += found + 1
+            handle.seek(position)
+            return position
+        position += len(block)
+    return position
+
+
+def _from_line(position: int, line: bytes, fields: Fields) -> Record:
+    size = len(line) + 1
+    try:
+        values = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return _refused(position, size, _why_broken(line), line)
+    if not isinstance(values, dict):
+        return _refused(position, size, "not a JSON object", line)
+    text = values.get(fields.text)
+    if not isinstance(text, str):
+        reason = f"no '{fields.text}'" if text is None else f"'{fields.text}' is not a string"
+        return _refused(position, size, reason, line)
+    key = as_key(values.get(fields.key)) if fields.key else None
+    return Record(position, size, text, key, tuple(as_type(values.get(name), kind) for name, kind in fields.columns.items()), None, "")
+
+
+def _why_broken(line: bytes) -> str:
+    if b"\0" in line:
+        return "raw NUL byte"
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return "invalid UTF-8"
+    return "broken JSON"
+
+
+def as_key(value: object) -> str | None:
+    """A user's key as text: integers in decimal, null stays null, anything else that is no string as JSON."""
+    if value is None or isinstance(value, str):
+        return value
+    return orjson.dumps(value).decode()
+
+
+def as_type(value: object, kind: str) -> Value:
+    """`value` as a column of type `kind`; what does not fit is null."""
+    if kind == "string":
+        return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
+    if kind == "bool":
+        return value if isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if kind == "float64":
+        return float(value) if value == value else None
+    return value if isinstance(value, int) and -(2**63) <= value < 2**63 else None
+
+
+def sniff_columns(path: Path, names: list[str], records: int = 1000) -> dict[str, str]:
+    """Types for columns that a JSON Lines file carries, from its first records: the narrowest of bool, int64, float64, string that holds all of them."""
+    seen: dict[str, set[type]] = {name: set() for name in names}
+    for count, (_, line) in enumerate(_lines(path, 0, None)):
+        if count == records or isinstance(line, str):
+            break
+        try:
+            values = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            continue
+        if isinstance(values, dict):
+            for name in names:
+                seen[name].add(type(values.get(name)))
+    return {name: _narrowest(types - {type(None)}) for name, types in seen.items()}
+
+
+def _narrowest(types: set[type]) -> str:
+    for allowed, name in (({bool}, "bool"), ({int}, "int64"), ({int, float}, "float64")):
+        if types and types <= allowed:
+            return name
+    return "string"
+
+
+# --- Parquet
+
+
+def read_parquet(path: Path, fields: Fields, first_group: int = 0, last_group: int | None = None) -> Iterator[Record]:
+    """The rows of row groups `[first_group, last_group)`; to the end without a last one."""
+    file = pq.ParquetFile(path)
+    position = sum(file.metadata.row_group(group).num_rows for group in range(first_group))
+    names = [fields.text, *([fields.key] if fields.key else []), *fields.columns]
+    for group in range(first_group, file.num_row_groups if last_group is None else last_group):
+        rows = file.metadata.row_group(group).num_rows
+        try:
+            table = file.read_row_group(group, columns=list(dict.fromkeys(names)), use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            for row in range(rows):
+                yield _refused(position + row, 0, f"damaged row group: {_one_line(error)}", "")
+        else:
+            yield from _from_table(position, table, fields)
+        position += rows
+
+
+def _from_table(position: int, table: pa.Table, fields: Fields) -> Iterator[Record]:
+    texts = _decoded_column(table[fields.text])
+    if pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type):
+        texts = texts.cast(pa.large_binary())
+    keys = _decoded_column(table[fields.key]).to_pylist() if fields.key else [None] * table.num_rows
+    carried = [_decoded_column(table[name]).to_pylist() for name in fields.columns]
+    kinds = list(fields.columns.values())
+    for row, (raw, key) in enumerate(zip(texts.to_pylist(), keys, strict=True)):
+        here = position + row
+        if raw is None:
+            yield _refused(here, 0, f"no '{fields.text}'", "")
+        elif not isinstance(raw, bytes):
+            yield _refused(here, 8, f"'{fields.text}' is not a string", str(raw))
+        else:
+            try:
+                text = raw.decode()
+            except UnicodeDecodeError:
+                yield _refused(here, len(raw), "invalid UTF-8", raw)
+                continue
+            columns = tuple(as_type(values[row], kind) for values, kind in zip(carried, kinds, strict=True))
+            yield Record(here, len(raw), text, as_key(key), columns, None, "")
+
+
+def _decoded_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def parquet_columns(schema: pa.Schema) -> dict[str, str]:
+    """The column types of a Parquet schema as this module spells them; a type with no such name is carried as text."""
+
+    def spelled(kind: pa.DataType) -> str:
+        if pa.types.is_dictionary(kind):
+            return spelled(kind.value_type)
+        if pa.types.is_boolean(kind):
+            return "bool"
+        if pa.types.is_integer(kind):
+            return "int64"
+        return "float64" if pa.types.is_floating(kind) else "string"
+
+    return {field.name: spelled(field.type) for field in schema}
+
+
+# --- clean: the only edits of text, before it is written
+
+_C0 = bytes(code for code in (*range(32), 127) if code not in (9, 10, 13))
+_C1 = re.compile("[\x80-\x9f]")
+_VISIBLE = re.compile(
+    r"[^\s\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\x00-\x1f\x7f-\x9f]"
+)
+
+
+def _nfc(text: str) -> str:
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def _control_characters(text: str) -> str:
+    """Without C0 (tab, line feed and carriage return stay), DEL and C1. On bytes: deleting from UTF-8 runs at memory speed, a regular expression does not."""
+    raw = text.encode()
+    kept = raw.translate(None, _C0)
+    text = text if len(kept) == len(raw) else kept.decode()
+    return text if text.isascii() else _C1.sub("", text)
+
+
+def _line_endings(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+CLEAN: dict[str, Callable[[str], str]] = {"nfc": _nfc, "control_characters": _control_characters, "line_endings": _line_endings}
+
+
+def has_visible(text: str) -> bool:
+    """Whether any character would show on paper: not white space, not zero width, not a control character."""
+    return _VISIBLE.search(text) is not None

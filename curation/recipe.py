@@ -1,0 +1,262 @@
+"""Recipe: everything that decides the result, nothing about how fast.
+
+A recipe is read, checked and resolved before any data is read: unknown keys, missing files, unknown columns, rules that look beyond a row are refused with one message. The
+resolved recipe, which the manifest holds, is a new value: every default spelled out, every path as `{root, pattern}` with the digest of what was found there, everything
+that has an order as an array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pyarrow as pa
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from curation import rules
+from curation.engine import Engine, Run
+from curation.holdout import HoldoutConfig
+from curation.live import DEDUP
+from curation.models import resolve_references, spelled_config
+from curation.signals import SIGNALS
+from curation.sources import ARROW_TYPES, Source, SourceConfig, resolve
+from curation.steps import Add, Keep, Step, Top, TopConfig, rule_schema
+from curation.tokens import ResolvedTokenizer, TokenizerConfig
+from curation.tokens import resolve as resolve_tokenizer
+from curation.work import Digests, key_of
+from mixing import UserError, validated
+from mixing.plan import Mixture
+
+Identifier = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]*$")]
+SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$", max_length=100)]
+POOL_COLUMNS = ("row", "source", "origin", "key", "content", "bytes", "parents", "decision", "reason", "evidence", "n_tokens", "text")
+
+
+class StepConfig(BaseModel):
+    """One line of the recipe: `add` a signal, `keep` by a rule, or take the `top` by rank."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    add: dict[Identifier, dict[str, Any]] | None = Field(None, description="`{name: {kind: …}}`: one signal, by its name and configuration")
+    keep: str | None = Field(None, description="a rule; documents that fail it, or for which it has no value, are dropped")
+    top: TopConfig | None = Field(None, description="keep the best by a signal until a budget is reached")
+
+
+class Recipe(BaseModel):
+    """What to read, how to decide, and what to mix."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: SourceName
+    version: int = Field(1, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
+    tokenizer: TokenizerConfig
+    clean: list[Literal["nfc", "control_characters", "line_endings"]] = []
+    sources: dict[SourceName, SourceConfig] = Field(min_length=1, description="their order is their rank when duplicates meet")
+    steps: list[StepConfig] = []
+    holdout: HoldoutConfig | None = None
+    mixture: Mixture
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe of which everything has been found: what a build needs, and `values`, the form that the manifest holds."""
+
+    recipe: Recipe
+    values: dict[str, Any]
+    sources: list[Source]
+    tokenizer: ResolvedTokenizer
+    steps: list[Step]
+
+    @property
+    def key(self) -> str:
+        """Names what this recipe, these inputs and this code lead to."""
+        versions = {
+            step.name: SIGNALS[step.kind].version(step.config) for step in self.steps if isinstance(step, Add) and step.kind in SIGNALS
+        }
+        return key_of("build", self.values, versions)
+
+
+# --- reading
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML that refuses a key written twice, which would silently lose the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise UserError(f"{key_node.start_mark.name}, line {key_node.start_mark.line + 1}: '{key}' is written twice")
+            seen.add(key)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return mapping
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file, with `key=value` overrides of its leaves (`mixture.stages.0.tokens=2M`)."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such recipe file")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys; found {type(values).__name__}")
+    for override in overrides:
+        _override(values, override)
+    return validated(Recipe, values)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals:
+        raise UserError(f"{override!r} is no override; write key=value, as in mixture.stages.0.tokens=2M")
+    *parents, last = path.split(".")
+    place: Any = values
+    for depth, part in enumerate(parents):
+        inside = (
+            place[int(part)]
+            if isinstance(place, list) and part.isdigit() and int(part) < len(place)
+            else place.get(part)
+            if isinstance(place, dict)
+            else None
+        )
+        if inside is None and isinstance(place, dict):
+            inside = place[part] = {}
+        if not isinstance(inside, dict | list):
+            raise UserError(f"{override!r}: the recipe has no '{'.'.join(parents[: depth + 1])}' to set a value in")
+        place = inside
+    value = yaml.safe_load(text)
+    if isinstance(place, list):
+        if not last.isdigit() or int(last) >= len(place):
+            raise UserError(f"{override!r}: '{'.'.join(parents)}' has {len(place)} entries, numbered from 0")
+        place[int(last)] = value
+    else:
+        place[last] = value
+
+
+# --- resolving
+
+
+def resolve_recipe(recipe: Recipe, folder: Path, run: Run, digests: Digests, engine: Engine) -> Resolved:
+    """Finds and checks everything a recipe names; `folder` is where its relative paths start."""
+    sources = [resolve(name, config, folder, run.roots, digests, engine) for name, config in recipe.sources.items()]
+    columns = _carried(sources)
+    steps = _steps(recipe, columns, folder, run, digests, engine)
+    signals = {step.name: step.type for step in steps if isinstance(step, Add)}
+    for name, predicate in recipe.mixture.components.items():
+        rules.parse(predicate, f"mixture.components.{name}", rule_schema(columns, signals))
+    local = folder / Path(recipe.tokenizer.path).expanduser()
+    tokenizer = resolve_tokenizer(recipe.tokenizer, local if local.exists() else None)
+    return Resolved(recipe, _values(recipe, sources, steps, tokenizer), sources, tokenizer, steps)
+
+
+def _carried(sources: list[Source]) -> dict[str, pa.DataType]:
+    types: dict[str, str] = {}
+    for source in sources:
+        for name, kind in source.columns.items():
+            where = f"sources.{source.name}.columns"
+            if name in POOL_COLUMNS or not name.isidentifier():
+                raise UserError(
+                    f"{where}: '{name}' cannot be carried under its name; accepted: SQL identifiers other than {', '.join(POOL_COLUMNS)}"
+                )
+            if types.setdefault(name, kind) != kind:
+                raise UserError(
+                    f"{where}: '{name}' is {kind} here and {types[name]} in an earlier source; columns of one name need one type"
+                )
+    return {name: ARROW_TYPES[kind] for name, kind in types.items()}
+
+
+def _steps(recipe: Recipe, columns: dict[str, pa.DataType], folder: Path, run: Run, digests: Digests, engine: Engine) -> list[Step]:
+    steps: list[Step] = []
+    signals: dict[str, pa.DataType] = {}
+    for index, config in enumerate(recipe.steps, 1):
+        where = f"steps[{index - 1}]"
+        given = [name for name in ("add", "keep", "top") if getattr(config, name) is not None]
+        if len(given) != 1:
+            raise UserError(f"{where}: a step is one of add, keep, top; found {' and '.join(given) or 'none of them'}")
+        if config.add is not None:
+            step = _add(index, f"{where}.add", config.add, list(recipe.sources), folder, run, digests, engine)
+            if step.name in signals or step.name in columns or step.name in POOL_COLUMNS:
+                raise UserError(f"{where}.add: '{step.name}' is taken; a signal needs a name of its own")
+            signals[step.name] = step.type
+            steps.append(step)
+        elif config.keep is not None:
+            rules.parse(config.keep, f"{where}.keep", rule_schema(columns, signals))
+            steps.append(Keep(index, config.keep))
+        elif config.top is not None:
+            schema = rule_schema(columns, signals)
+            if config.top.where is not None:
+                rules.parse(config.top.where, f"{where}.top.where", schema)
+            _check_by(f"{where}.top.by", config.top.by, schema)
+            steps.append(Top(index, config.top))
+    return steps
+
+
+def _add(
+    index: int, where: str, add: dict[str, dict[str, Any]], sources: list[str], folder: Path, run: Run, digests: Digests, engine: Engine
+) -> Add:
+    if len(add) != 1:
+        raise UserError(f"{where}: one signal a step; found {', '.join(add) or 'none'}")
+    ((name, values),) = add.items()
+    kind = values.get("kind")
+    kinds = {**{name: signal.config for name, signal in SIGNALS.items()}, **DEDUP}
+    if kind not in kinds:
+        raise UserError(f"{where}.{name}.kind: found {kind!r}; accepted: {', '.join(sorted(kinds))}")
+    config = validated(kinds[kind], values, f"{where}.{name}")
+    references = [] if kind in DEDUP else resolve_references(f"{where}.{name}", kind, config, sources, folder, run, digests, engine)
+    return Add(index, name, kind, config, references)
+
+
+def _check_by(where: str, by: str, schema: pa.Schema) -> None:
+    """`by` must be a number, so that ranking it means something."""
+    rules.parse(f"{by} IS NOT NULL", where, schema)
+    column, _, part = by.partition(".")
+    kind = schema.field(column).type
+    kind = kind.field(part).type if part else kind
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise UserError(f"{where}: '{by}' is {kind}; accepted: a number")
+
+
+def _values(recipe: Recipe, sources: list[Source], steps: list[Step], tokenizer: ResolvedTokenizer) -> dict[str, Any]:
+    """The resolved recipe as JSON."""
+    read = [
+        {
+            "name": source.name,
+            "files": {
+                "root": source.root_name,
+                "pattern": source.pattern,
+                "digest": key_of([[one.path, one.digest] for one in source.inputs]),
+            },
+            "text": source.config.text,
+            "key": source.config.key,
+            "columns": [{"name": name, "type": kind} for name, kind in source.columns.items()],
+            "licence": source.config.licence,
+            "max_quarantine": source.config.max_quarantine,
+        }
+        for source in sources
+    ]
+    return {
+        "name": recipe.name,
+        "version": recipe.version,
+        "seed": recipe.seed,
+        "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.sha256, "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id},
+        "clean": list(recipe.clean),
+        "sources": read,
+        "steps": [_step_values(step) for step in steps],
+        "holdout": recipe.holdout.model_dump() if recipe.holdout else None,
+        "mixture": recipe.mixture.resolved(),
+    }
+
+
+def _step_values(step: Step) -> dict[str, Any]:
+    if isinstance(step, Add):
+        return {"add": {"name": step.name, **spelled_config(step.config, step.references)}}
+    if isinstance(step, Keep):
+        return {"keep": step.rule}
+    return {"top": step.config.model_dump(exclude_none=True)}

@@ -1,0 +1,341 @@
+"""Apply the recipe's steps: `add` a signal, `keep` by a rule, take the `top` by rank.
+
+Every document has a fate: alive, or the step that dropped it. The fates of a shard are one u16 a document in the scratch room; they are a pure function of the recipe and of
+remembered values, so a build that was killed makes them anew in seconds. Steps that look at one document run together, shard by shard; what needs all documents (finding
+duplicates, `top`) ends such a stretch. A signal is computed for the documents alive when its step runs and for no other, and only where its value is not remembered.
+
+Held-out documents go through the row-wise steps, so that the rule they fail is known, but take no part in duplicates and in `top`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from curation import rules
+from curation.corpus import Corpus, Mask, Positions, Shard, fill_sidecar, read_sidecar, sidecar_path
+from curation.dedup.minhash import MinhashConfig
+from curation.engine import Engine
+from curation.holdout import holdout_of
+from curation.live import DEDUP, ExactConfig, LiveShard, find_duplicates
+from curation.models import Model, Referenced, spelled_config, train
+from curation.ranking import Cut, Ranked, find_cut, order_key
+from curation.signals import SIGNALS
+from curation.tokenized import tokenize
+from curation.tokens import ResolvedTokenizer
+from curation.work import Work, key_of
+from mixing.manifest import canonical_json
+from mixing.plan import TokenCount
+
+ALIVE = 65535
+Fates = npt.NDArray[np.uint16]
+
+
+class TopConfig(BaseModel):
+    """The best documents by a signal, until a budget is reached: `tokens`, `documents`, or a `share` of the documents ranked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    by: str = Field(description="a numeric signal or column, `words.mean_length` for one of several values")
+    order: Literal["ascending", "descending"] = Field(description="ascending keeps the lowest values")
+    where: str | None = Field(None, description="a rule; documents outside it pass untouched")
+    tokens: TokenCount | None = None
+    documents: TokenCount | None = None
+    share: float | None = Field(None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> TopConfig:
+        if sum(budget is not None for budget in (self.tokens, self.documents, self.share)) != 1:
+            raise ValueError("give exactly one of tokens, documents, share")
+        return self
+
+
+@dataclass(frozen=True)
+class Add:
+    """`add: {name: {kind: …}}`, with the references of its model found."""
+
+    index: int
+    name: str
+    kind: str
+    config: BaseModel
+    references: list[Referenced] = field(default_factory=list)
+
+    @property
+    def type(self) -> pa.DataType:
+        """What the pool shows: for duplicates, the survivor's row."""
+        return pa.uint64() if self.kind in DEDUP else SIGNALS[self.kind].fields(self.config)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """`keep: rule`."""
+
+    index: int
+    rule: str
+
+
+@dataclass(frozen=True)
+class Top:
+    """`top: {…}`; `cut` is set once the whole corpus has been ranked."""
+
+    index: int
+    config: TopConfig
+    cut: Cut | None = None
+
+    @property
+    def rule(self) -> str:
+        return f"top: {canonical_json(self.config.model_dump(exclude_none=True))}"
+
+
+Step = Add | Keep | Top
+
+
+def fate_of(index: int, *, no_value: bool = False) -> int:
+    """The fate of a document that step `index` (from 1; the hold-out is 0) drops; a rule without a value is told apart."""
+    return 2 * index + no_value
+
+
+class Placed(NamedTuple):
+    """A signal that has been added: the step that did it, the key of its sidecars, its type, and whether it names survivors."""
+
+    step: int
+    key: str
+    type: pa.DataType
+    survivors: bool
+
+
+@dataclass(frozen=True)
+class State:
+    """What every task needs to know: where things lie, the columns there are, and the signals added so far. Picklable and small."""
+
+    work: Work
+    scratch: Path
+    holdout: str | None
+    tokenizer: ResolvedTokenizer
+    columns: dict[str, pa.DataType]
+    signals: dict[str, Placed] = field(default_factory=dict)
+
+    def schema(self) -> pa.Schema:
+        """The columns a rule may look at now."""
+        return rule_schema(self.columns, {name: placed.type for name, placed in self.signals.items()})
+
+    def fates(self, shard: Shard) -> Path:
+        return self.scratch / f"{shard.name}.fates.npy"
+
+    def mask(self, shard: Shard) -> Path:
+        return self.scratch / f"{shard.name}.live.npy"
+
+
+def rule_schema(columns: dict[str, pa.DataType], signals: dict[str, pa.DataType]) -> pa.Schema:
+    """Everything a rule may look at: what reading gave, the carried columns, and the signals added before it."""
+    base = {
+        "source": pa.large_string(),
+        "origin": pa.large_string(),
+        "key": pa.large_string(),
+        "content": pa.large_string(),
+        "bytes": pa.uint64(),
+    }
+    return pa.schema(list((base | columns | signals).items()))
+
+
+def frame(shard: Shard, names: list[str], positions: Positions, state: State) -> pl.DataFrame:
+    """The named columns of a shard's documents at `positions`."""
+    columns: dict[str, Any] = {}
+    for name in names:
+        if name == "source":
+            columns[name] = pl.Series(name, [shard.source], dtype=pl.String).new_from_index(0, len(positions))
+        elif name == "origin":
+            columns[name] = pl.Series(name, shard.origins(positions), dtype=pl.String)
+        elif name == "content":
+            columns[name] = pl.Series(
+                name, [one.hex() for one in shard.read(["content"])["content"].take(pa.array(positions)).to_pylist()], dtype=pl.String
+            )
+        elif name in state.signals:
+            columns[name] = pl.Series(name, pl.from_arrow(signal_values(shard, name, state).take(pa.array(positions))))
+        elif name in ("key", "bytes"):
+            columns[name] = pl.Series(name, pl.from_arrow(shard.read([name])[name].take(pa.array(positions))))
+        elif name in shard.columns:
+            columns[name] = pl.Series(name, pl.from_arrow(shard.read([f"column.{name}"])[f"column.{name}"].take(pa.array(positions))))
+        else:
+            columns[name] = pl.Series(name, pl.from_arrow(pa.nulls(len(positions), state.columns[name])))
+    return pl.DataFrame(columns) if columns else pl.DataFrame({"": np.zeros(len(positions), np.bool_)})
+
+
+def signal_values(shard: Shard, name: str, state: State) -> pa.Array:
+    """A signal's values as the pool shows them, null where not computed."""
+    placed = state.signals[name]
+    sidecar = read_sidecar(sidecar_path(state.work, placed.key, shard))
+    if sidecar is None:
+        return pa.nulls(shard.documents, placed.type)
+    return sidecar.values.field("row") if placed.survivors else sidecar.values
+
+
+# --- one shard
+
+
+class Outcome(NamedTuple):
+    """What a stretch of steps did to one shard: documents dropped by fate, and per signal the values computed and remembered."""
+
+    dropped: dict[int, int]
+    computed: dict[str, int]
+    remembered: dict[str, int]
+    alive: int
+
+
+def advance(shard: Shard, steps: list[Step], models: dict[int, Path], state: State) -> Outcome:
+    """Takes a shard's documents through row-wise steps: reads the text once, and only if a value is missing."""
+    fates, held = start(shard, state)
+    computed: dict[str, int] = {}
+    remembered: dict[str, int] = {}
+    texts: list[pa.LargeStringArray] = []
+    for step in steps:
+        alive = fates == ALIVE
+        if isinstance(step, Add):
+            path = sidecar_path(state.work, state.signals[step.name].key, shard)
+            sidecar = fill_sidecar(path, alive, partial(_compute, step, models.get(step.index), shard, texts))
+            computed[step.name], remembered[step.name] = sidecar.computed, int(alive.sum()) - sidecar.computed
+        elif isinstance(step, Keep):
+            _keep(shard, step, fates, np.flatnonzero(alive), state)
+        else:
+            _take_top(shard, step, fates, np.flatnonzero(alive & ~held), state)
+    np.save(state.fates(shard), fates)
+    np.save(state.mask(shard), (fates == ALIVE) & ~held)
+    values, counts = np.unique(fates[~held], return_counts=True)
+    dropped = {int(value): int(count) for value, count in zip(values, counts, strict=True) if value != ALIVE}
+    return Outcome(dropped, computed, remembered, int((fates[~held] == ALIVE).sum()))
+
+
+def start(shard: Shard, state: State) -> tuple[Fates, Mask]:
+    """(fates so far, who is held out). Before the first step only what equals a held-out document has been dropped."""
+    nothing = np.zeros(shard.documents, np.bool_)
+    held, copies = (nothing, nothing) if state.holdout is None else holdout_of(shard, state.holdout, state.work)
+    if state.fates(shard).exists():
+        return np.load(state.fates(shard)), held
+    return np.where(copies, fate_of(0), ALIVE).astype(np.uint16), held
+
+
+def _compute(step: Add, model: Path | None, shard: Shard, texts: list[pa.LargeStringArray], positions: Positions) -> pa.Array:
+    if not texts:
+        texts.append(shard.texts())
+    chosen = texts[0] if len(positions) == shard.documents else texts[0].take(pa.array(positions))
+    return SIGNALS[step.kind].compute(step.config, chosen, model)
+
+
+def _keep(shard: Shard, step: Keep, fates: Fates, positions: Positions, state: State) -> None:
+    rule = rules.parse(step.rule, f"steps[{step.index}].keep", state.schema())
+    passed, no_value = rule.decide(frame(shard, rule.columns, positions, state))
+    fates[positions[~passed & ~no_value]] = fate_of(step.index)
+    fates[positions[~passed & no_value]] = fate_of(step.index, no_value=True)
+
+
+def _take_top(shard: Shard, step: Top, fates: Fates, positions: Positions, state: State) -> None:
+    assert step.cut is not None
+    positions, keys, valued = ranked_values(shard, step, positions, state)
+    fates[positions[~valued]] = fate_of(step.index, no_value=True)
+    positions, keys = positions[valued], keys[valued]
+    fates[positions[~step.cut.keeps(keys, shard.rows()[positions])]] = fate_of(step.index)
+
+
+def ranked_values(shard: Shard, step: Top, positions: Positions, state: State) -> tuple[Positions, npt.NDArray[np.float64], Mask]:
+    """(documents that `top` ranks, their sort keys, whether they have a value)."""
+    config = step.config
+    if config.where is not None:
+        rule = rules.parse(config.where, f"steps[{step.index}].top.where", state.schema())
+        positions = positions[rule.decide(frame(shard, rule.columns, positions, state))[0]]
+    column, _, part = config.by.partition(".")
+    series = frame(shard, [column], positions, state)[column]
+    series = (series.struct.field(part) if part else series).cast(pl.Float64)
+    return positions, order_key(series.fill_null(0.0).to_numpy(), config.order), series.is_not_null().to_numpy()
+
+
+def rank(shard: Shard, step: Top, state: State) -> Ranked:
+    """The shard's part of a ranking: its documents' sort keys in order, with what each would cost."""
+    fates, held = start(shard, state)
+    positions, keys, valued = ranked_values(shard, step, np.flatnonzero((fates == ALIVE) & ~held), state)
+    ranked, keys = positions[valued], keys[valued]
+    costs = np.ones(len(ranked), np.int64)
+    if step.config.tokens is not None:
+        wanted = np.zeros(shard.documents, np.bool_)
+        wanted[positions] = True
+        costs = tokenize(shard, wanted, state.tokenizer, state.work)[ranked]
+        np.save(state.scratch / f"{shard.name}.counted-{step.index}.npy", wanted)
+    return Ranked.save(state.scratch / f"{shard.name}.rank-{step.index}.npz", keys, shard.rows()[ranked], costs)
+
+
+# --- all shards
+
+
+@dataclass
+class Decided:
+    """What the steps decided: the last state, the models trained, and the counts that people are shown."""
+
+    state: State
+    models: dict[str, tuple[str, Model]] = field(default_factory=dict)
+    dropped: dict[str, dict[int, int]] = field(default_factory=dict)
+    computed: dict[str, int] = field(default_factory=dict)
+    remembered: dict[str, int] = field(default_factory=dict)
+
+
+def decide(steps: list[Step], corpus: Corpus, state: State, seed: int, engine: Engine) -> Decided:
+    """Runs all steps over all shards."""
+    decided = Decided(state)
+    models: dict[int, Path] = {}
+    stretch: list[Step] = []
+    for step in steps:
+        if isinstance(step, Add) and step.kind not in DEDUP:
+            key = _model_and_key(step, corpus, decided, models, seed, engine)
+            _place(decided, step, key, survivors=False)
+        elif not isinstance(step, Keep):
+            _run(stretch, corpus, models, decided, engine)
+            stretch = []
+        if isinstance(step, Add) and isinstance(step.config, ExactConfig | MinhashConfig):
+            live = [LiveShard(shard, decided.state.mask(shard), state.work) for shard in corpus.shards]
+            key, anew = find_duplicates(step.config, live, state.work, engine)
+            _place(decided, step, key, survivors=True)
+            alive = sum(int(np.load(one.mask).sum()) for one in live)
+            decided.computed[step.name], decided.remembered[step.name] = anew, alive - anew
+        elif isinstance(step, Top):
+            ranked = engine.map(rank, [(shard, step, decided.state) for shard in corpus.shards], f"rank by {step.config.by}")
+            stretch.append(replace(step, cut=find_cut(ranked, step.config.tokens, step.config.documents, step.config.share)))
+        else:
+            stretch.append(step)
+    _run(stretch, corpus, models, decided, engine)
+    return decided
+
+
+def _model_and_key(step: Add, corpus: Corpus, decided: Decided, models: dict[int, Path], seed: int, engine: Engine) -> str:
+    """Trains the signal's model if it has one, and gives the key of its values."""
+    state, signal, model = decided.state, SIGNALS[step.kind], None
+    if step.references:
+        model = train(step.kind, step.config, step.references, seed, corpus, state.holdout, state.work, engine)
+        models[step.index] = model.folder
+        decided.models[step.name] = (step.kind, model)
+    return key_of(
+        "signal", step.kind, signal.version(step.config), spelled_config(step.config, step.references), model.sha256 if model else None
+    )
+
+
+def _place(decided: Decided, step: Add, key: str, *, survivors: bool) -> None:
+    signals = decided.state.signals | {step.name: Placed(step.index, key, step.type, survivors)}
+    decided.state = replace(decided.state, signals=signals)
+
+
+def _run(stretch: list[Step], corpus: Corpus, models: dict[int, Path], decided: Decided, engine: Engine) -> None:
+    label = ", ".join(step.name for step in stretch if isinstance(step, Add)) or "decide"
+    outcomes = engine.map(advance, [(shard, stretch, models, decided.state) for shard in corpus.shards], label)
+    decided.dropped = {source.name: {} for source in corpus.sources}
+    for shard, outcome in zip(corpus.shards, outcomes, strict=True):
+        dropped = decided.dropped[shard.source]
+        for fate, count in outcome.dropped.items():
+            dropped[fate] = dropped.get(fate, 0) + count
+        for into, counts in ((decided.computed, outcome.computed), (decided.remembered, outcome.remembered)):
+            for name, count in counts.items():
+                into[name] = into.get(name, 0) + count

@@ -1,0 +1,138 @@
+"""The work directory: content-addressed files that many recipes share, safe to delete.
+
+Every name in it is a key: a hash of what the content was computed from, never of where, when or how fast. Files are written under a temporary name, fsynced and renamed,
+so that a build killed at any instant leaves only whole files. One build at a time holds the lock, which the kernel drops when the process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixing import UserError
+from mixing.manifest import canonical_json
+
+ROOMS = ("shards", "sidecars", "models", "builds", "scratch")
+
+
+def key_of(*parts: object) -> str:
+    """32 hex characters naming `parts`; a part that has no canonical JSON is refused with its type's name."""
+    return hashlib.sha256(canonical_json(list(parts)).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A work directory. `read_only` users (`show`, `why`) open it without the lock."""
+
+    root: Path
+
+    def room(self, name: str) -> Path:
+        assert name in ROOMS, name
+        folder = self.root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the directory for one build and empties its scratch room, where nothing outlives a build."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "lock").open("a+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                raise UserError(
+                    f"--work {self.root}: another build holds it (process {handle.read().strip() or 'unknown'}); wait for it or name another --work"
+                ) from None
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
+            shutil.rmtree(self.root / "scratch", ignore_errors=True)
+            yield
+            shutil.rmtree(self.root / "scratch", ignore_errors=True)
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """`write` fills a temporary file beside `path`, which then takes its name; readers see nothing or all of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    write_atomic(path, lambda temporary: _write_text(temporary, json.dumps(value)))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def folder_atomic(folder: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when the block ends without an error; what a killed run left half done is removed first."""
+    temporary = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    for path in temporary.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+class Digests:
+    """sha256 of input files, remembered by (size, time of change, inode), so that an unchanged build reads no input again.
+
+    A file changed within two seconds of being hashed is not remembered: a second change in the same tick of the clock would be missed.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self._path = work.root / "digests.json"
+        self._known: dict[str, list[object]] = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._new = False
+
+    def known(self, path: Path) -> str | None:
+        entry = self._known.get(str(path))
+        return str(entry[1]) if entry and entry[0] == _stat_of(path) else None
+
+    def remember(self, path: Path, digest: str) -> None:
+        if time.time() - path.stat().st_mtime > 2:
+            self._known[str(path)] = [_stat_of(path), digest]
+            self._new = True
+
+    def save(self) -> None:
+        if self._new:
+            write_json(self._path, self._known)
+            self._new = False
+
+
+def _stat_of(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sha256_folder(folder: Path) -> str:
+    """One digest over the names and bytes of a folder's files."""
+    listing = [[path.relative_to(folder).as_posix(), sha256_file(path)] for path in sorted(folder.rglob("*")) if path.is_file()]
+    return hashlib.sha256(canonical_json(listing).encode()).hexdigest()
