@@ -1,7 +1,7 @@
 """The whole way in miniature, as a user would walk it: raw text, tokenizer, two manifests, a model pre-trained on prose and then taught code.
 
-Every step is a command that is shown before it runs; nothing is done behind its back. All of it happens below one folder (`build/demo` unless another
-is named) and starts afresh each time, apart from what the builds remember. The last part prints what happened to the loss, whatever that is.
+Every step is a command that is shown before it runs; nothing is done behind its back. All of it happens below `build/demo` and
+starts afresh each time, apart from what the builds remember. The last part prints what happened to the loss, whatever that is.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+FOLDER = Path("build/demo")  # below ROOT, where every command runs
 HEIGHT, WIDTH = 12, 64
 
 Curve = Sequence[tuple[float, float]]
 
 
-def main(folder: Path) -> None:
+def main() -> None:
     began = time.monotonic()
-    shutil.rmtree(folder / "runs", ignore_errors=True)
-    corpus, tokenizer, base, demo = folder / "corpus", folder / "tokenizer", folder / "demo-base", folder / "demo"
+    corpus, tokenizer, base, demo, runs = (FOLDER / name for name in ("corpus", "tokenizer", "demo-base", "demo", "runs"))
+    shutil.rmtree(ROOT / runs, ignore_errors=True)
 
     say("A corpus: what this machine's own Python has to read")
     run("python", "examples/harvest_stdlib.py", corpus)
@@ -41,21 +42,21 @@ def main(folder: Path) -> None:
     )
 
     say("Two manifests: prose to begin with, then code with prose replayed")
-    build = ("--root", f"demo={folder}", "--work", folder / "work", "--replace")
+    build = ("--work", FOLDER / "work", "--replace")
     run("curate", "build", "data_manifests/demo-base.yaml", "-o", base, *build)
     run("curate", "build", "data_manifests/demo.yaml", "-o", demo, *build)
     run("curate", "inspect", demo)
     run("curate", "verify", demo)
 
     say("A small model, pre-trained on the prose")
-    run("python", "-m", "train", "run", base, "examples/demo-base.train.yaml", f"out={folder / 'runs' / 'base'}")
+    run("python", "-m", "train", "run", base, "examples/demo-base.train.yaml", "-o", runs / "base")
 
     say("The same model, continually trained on code with replay")
-    run("python", "-m", "train", "run", demo, "examples/demo.train.yaml", f"out={folder / 'runs' / 'demo'}")
+    run("python", "-m", "train", "run", demo, "examples/demo.train.yaml", "-o", runs / "demo")
 
     say("What happened")
-    print(outcome(folder / "runs" / "demo"))
-    print(f"\nAll of it lies in {folder}; it took {(time.monotonic() - began) / 60:.1f} minutes.")
+    print(outcome(ROOT / runs / "demo"))
+    print(f"\nAll of it lies in {FOLDER}; it took {(time.monotonic() - began) / 60:.1f} minutes.")
 
 
 def say(what: str) -> None:
@@ -76,7 +77,7 @@ def outcome(run_folder: Path) -> str:
     lines = [json.loads(line) for line in (run_folder / "measurements.jsonl").read_text(encoding="utf-8").splitlines()]
     curves: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
-        if line["metric"].startswith("holdout_loss/"):
+        if line["metric"].startswith("nats_per_token/"):
             curves.setdefault(line["metric"].partition("/")[2], []).append((line["tokens"], line["value"]))
     table = [f"{'hold-out loss, nats a token':30}{'before':>8}{'after':>8}{'change':>9}{'highest':>9}"]
     for name, curve in curves.items():
@@ -112,4 +113,4 @@ def between(curve: Curve, place: float) -> float | None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "build/demo"))
+    main()
