@@ -231,7 +231,9 @@ class TokenFile(NamedTuple):
     ids: npt.NDArray[Any]
 
 
-class _StagePlan(NamedTuple):
+class StageArrays(NamedTuple):
+    """One stage as mapped: the spans of its sequence i are `[first_span[i], first_span[i + 1])` of the columns, the last one's end with them."""
+
     first_sequence: int
     component: npt.NDArray[np.uint16]
     first_span: npt.NDArray[np.uint64]
@@ -372,21 +374,21 @@ class Manifest:
         return np.array([stage["first_sequence"] for stage in self.header["stages"]], np.int64)
 
     @cached_property
-    def _plans(self) -> list[_StagePlan]:
+    def stage_arrays(self) -> list[StageArrays]:
         plans = []
         for stage in self.header["stages"]:
             sequences = self._arrow(f"plan/{stage['name']}.arrow", SEQUENCES)
             spans = self._arrow(f"plan/{stage['name']}.spans.arrow", SPANS)
             columns = tuple(column.to_numpy() for column in spans.columns)
             plans.append(
-                _StagePlan(stage["first_sequence"], sequences["component"].to_numpy(), sequences["first_span"].to_numpy(), columns)
+                StageArrays(stage["first_sequence"], sequences["component"].to_numpy(), sequences["first_span"].to_numpy(), columns)
             )
         return plans
 
-    def _slices(self, first: int, last: int) -> Iterator[tuple[_StagePlan, int, int]]:
+    def _slices(self, first: int, last: int) -> Iterator[tuple[StageArrays, int, int]]:
         if not 0 <= first <= last <= self.sequences:
             raise IndexError(f"sequences {first} to {last} of {self.sequences}")
-        for plan in self._plans:
+        for plan in self.stage_arrays:
             low = max(first - plan.first_sequence, 0)
             high = min(last - plan.first_sequence, len(plan.component))
             if low < high:
