@@ -1,0 +1,220 @@
+"""What a training run is told: one YAML file, `key=value` overrides, unknown keys refused by path.
+
+In: the file and the overrides. Out: a frozen `Config`, and by `resolved` one with every amount in tokens and what the manifest decides filled in;
+that one is written to the run folder as `config.yaml` and can be given back as a configuration. What decides the result is in `identity`; how
+often, how fast and where is not. No torch here: a wrong key is answered at once.
+
+An amount is a count of tokens (`20000`, `5M`, `1e9`) or a share of all tokens of the manifest (`0.02`, anything below 1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from mixing import UserError, validated
+from mixing.manifest import Manifest, canonical_json
+
+Start = Literal["fresh", "weights", "resume"]
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+_COUNT = re.compile(r"([0-9]*\.?[0-9]+(?:[eE]\+?[0-9]+)?)\s*([kKmMbBtT]?)")
+
+
+def _amount(value: object) -> int | float:
+    """Tokens as an int, a share as a float below 1."""
+    number = value
+    if isinstance(value, str) and (match := _COUNT.fullmatch(value.strip())):
+        number = float(match[1]) * _UNITS[match[2].lower()]
+    if isinstance(number, int | float) and not isinstance(number, bool):
+        if 0 <= number < 1:
+            return float(number) if number else 0
+        if number >= 1 and float(number).is_integer():
+            return int(number)
+    raise ValueError(f"found {value!r}; an amount is a count of tokens (20000, 5M, 1e9) or a share of the run below 1")
+
+
+def _cadence(value: object) -> int | float:
+    if not (amount := _amount(value)):
+        raise ValueError(f"found {value!r}; it must be more than 0 tokens")
+    return amount
+
+
+Amount = Annotated[int | float, BeforeValidator(_amount)]
+Cadence = Annotated[int | float, BeforeValidator(_cadence)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Model(_Settings):
+    """The decoder: a local folder or hub name with weights (`path`), or the architecture of a new one (`config`, with its `model_type`)."""
+
+    path: str | None = None
+    config: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Model:
+        if (self.path is None) == (self.config is None):
+            raise ValueError("give either path (a folder or hub name with weights) or config (the architecture of a new model)")
+        if self.config is not None and not isinstance(self.config.get("model_type"), str):
+            raise ValueError("config needs a model_type, such as llama")
+        return self
+
+
+class Optimizer(_Settings):
+    """AdamW (arXiv 1711.05101). Norms and biases are never decayed; the gradient is clipped to the norm `clip` (null: never)."""
+
+    learning_rate: float = Field(default=3e-4, gt=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    epsilon: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    clip: float | None = Field(default=1.0, gt=0)
+
+
+class Schedule(_Settings):
+    """The learning rate over tokens: linear warm-up, then `kind` down to `floor` times the peak. `decay`: how long the decay of wsd takes."""
+
+    kind: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
+    warmup: Amount = 0.02
+    decay: Amount = 0.1
+    floor: float = Field(default=0.1, ge=0, le=1)
+
+
+class Evaluate(_Settings):
+    """Hold-out loss per source, at token 0, after every `every` tokens and at the end. `guards`: the sources that are not to be forgotten."""
+
+    every: Cadence = 0.1
+    guards: list[str] = []
+
+
+class Checkpoint(_Settings):
+    """A checkpoint after every `every` tokens and at the end; the newest `keep` stay."""
+
+    every: Cadence = 0.1
+    keep: int = Field(default=2, ge=1)
+
+
+class ManifestName(_Settings):
+    """The manifest that a resolved configuration belongs to."""
+
+    name: str
+    version: int | str
+    digest: str
+
+
+class Config(_Settings):
+    """`batch`: sequences of one step over all processes. `micro_batch`: sequences of one forward pass (null: all that a process holds of a step)."""
+
+    model: Model
+    seed: int = Field(default=17, ge=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    batch: int = Field(ge=1)
+    micro_batch: int | None = Field(default=None, ge=1)
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    evaluate: Evaluate = Evaluate()
+    checkpoint: Checkpoint = Checkpoint()
+    start: Literal["fresh", "weights"] | None = None
+    manifest: ManifestName | None = None
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in the YAML file at `path`, with each `key.key=value` (the value read as YAML) put over it."""
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: found {type(settings).__name__}; a configuration is a mapping with at least model and batch")
+    for override in overrides:
+        _put(settings, override)
+    try:
+        return validated(Config, settings)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _put(settings: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    place, inner = key.split("."), settings
+    if not equals or not all(place):
+        raise UserError(f"{override}: not an override; write key=value or key.key=value, such as optimizer.learning_rate=1e-4")
+    for part in place[:-1]:
+        if inner.get(part) is None:
+            inner[part] = {}
+        inner = inner[part]
+        if not isinstance(inner, dict):
+            raise UserError(f"{override}: {part} holds {inner!r}, not keys of its own")
+    try:
+        inner[place[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{override}: the value is not YAML: {' '.join(str(error).split())}") from None
+
+
+def resolved(config: Config, manifest: Manifest, start: Literal["fresh", "weights"]) -> Config:
+    """`config` for this manifest: amounts in tokens, the vocabulary of a new model from the tokenizer, sources checked, the digest noted."""
+    header = manifest.header
+    if config.manifest is not None and config.manifest.digest != manifest.digest:
+        raise UserError(
+            f"manifest.digest: the configuration belongs to {config.manifest.digest}, {manifest.folder} is {manifest.digest}; "
+            "give the manifest it was made for, or remove the key manifest"
+        )
+    if unknown := sorted(set(config.evaluate.guards) - set(header["holdout"])):
+        raise UserError(
+            f"evaluate.guards: no held-out documents of {', '.join(unknown)}; the manifest holds out: {', '.join(header['holdout']) or 'none'}"
+        )
+    total = sum(stage["tokens"] for stage in manifest.stages)
+
+    def tokens(amount: int | float) -> int:
+        return amount if isinstance(amount, int) else max(1, round(amount * total))
+
+    schedule, evaluate, checkpoint = config.schedule, config.evaluate, config.checkpoint
+    return config.model_copy(
+        update={
+            "model": _with_vocabulary(config.model, manifest),
+            "schedule": schedule.model_copy(update={"warmup": tokens(schedule.warmup), "decay": tokens(schedule.decay)}),
+            "evaluate": evaluate.model_copy(update={"every": tokens(evaluate.every)}),
+            "checkpoint": checkpoint.model_copy(update={"every": tokens(checkpoint.every)}),
+            "start": start,
+            "manifest": ManifestName(name=header["name"], version=header["version"], digest=manifest.digest),
+        }
+    )
+
+
+def _with_vocabulary(model: Model, manifest: Manifest) -> Model:
+    """What a new model takes from the manifest unless its config says otherwise: vocabulary, control tokens, context."""
+    if model.config is None:
+        return model
+    tokenizer = manifest.tokenizer
+    defaults = {
+        "vocab_size": tokenizer["vocab_size"],
+        "bos_token_id": tokenizer["bos_id"],
+        "eos_token_id": tokenizer["eos_id"],
+        "max_position_embeddings": manifest.sequence_length,
+    }
+    return model.model_copy(update={"config": defaults | model.config})
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What decides the result of a resolved configuration. The micro-batch, like the number of processes, only decides how sums are rounded."""
+    decisive = config.model_dump(mode="json", include={"model", "seed", "precision", "batch", "optimizer", "schedule", "start", "manifest"})
+    del decisive["model"]["path"]  # a folder that moved is the same model; the architecture and the weights are in the run
+    return decisive
+
+
+def config_digest(config: Config) -> str:
+    return hashlib.sha256(canonical_json(identity(config)).encode()).hexdigest()
+
+
+def as_yaml(config: Config) -> str:
+    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
