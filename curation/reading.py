@@ -111,6 +111,20 @@ def _blocks(handle: io.BufferedReader) -> Iterator[bytes | str]:
         yield f"damaged {kind} stream: it ends too early"
 
 
+def decoded_size(path: Path, sample: int) -> int:
+    """About how many bytes a file decodes to, from how far its first `sample` decoded bytes reach into it."""
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        if _compression(handle) == "plain":
+            return size
+        decoded = 0
+        for block in _blocks(handle):
+            decoded += len(block) if isinstance(block, bytes) else 0
+            if decoded >= sample:
+                break
+        return round(decoded * size / max(handle.tell(), 1))
+
+
 def _decoder(kind: str) -> Any:
     return zlib.decompressobj(wbits=31) if kind == "gzip" else zstandard.ZstdDecompressor().decompressobj()
 

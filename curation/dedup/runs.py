@@ -34,7 +34,8 @@ Run = Callable[[Callable[..., Any], list[tuple[Any, ...]]], list[Any]]
 class Shard(Protocol):
     """The live documents of one shard, at positions 0 to n - 1; picklable. Rows are unique over all shards, and lower rows have priority."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def rows(self) -> npt.NDArray[np.uint64]: ...
 

@@ -1,0 +1,165 @@
+"""`curate`: click verbs, no logic. Results go to stdout, progress and logs to stderr; a user's error is one message and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mixing import UserError
+
+Command = Callable[..., None]
+
+
+def answers(command: Command) -> Command:
+    """Turns a UserError into its one message, and Ctrl-C into a word on how to go on."""
+
+    @wraps(command)
+    def answered(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except UserError as error:
+            click.echo(f"curate: {error}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("curate: interrupted; what was finished is kept, and the same command goes on from there", err=True)
+            sys.exit(130)
+
+    return answered
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="tilth", prog_name="curate")
+def main() -> None:
+    """Turn raw corpora into a manifest: an exact, verifiable plan of which tokens a model will see, and in which order."""
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("-o", "output", type=click.Path(path_type=Path), help="The manifest's folder [default: data_manifests/NAME-vVERSION].")
+@click.option("--work", type=click.Path(path_type=Path), help="The work directory [default: .tilth beside the recipe].")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes [default: one a core].")
+@click.option("--root", "roots", multiple=True, metavar="NAME=PATH", help="Where the files named NAME:… lie.")
+@click.option("--replace", is_flag=True, help="Replace another manifest in the output folder.")
+@click.option("--dry-run", is_flag=True, help="Check the recipe, its inputs, budgets and disk from a sample; write nothing.")
+@answers
+def build(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    output: Path | None,
+    work: Path | None,
+    workers: int | None,
+    roots: tuple[str, ...],
+    replace: bool,
+    dry_run: bool,
+) -> None:
+    """Build the manifest of RECIPE. KEY=VALUE sets one value of the recipe, as in mixture.stages.0.tokens=2M."""
+    from curation import report
+    from curation.build import build as build_manifest
+    from curation.engine import Run, default_workers
+    from curation.estimate import estimate
+    from curation.recipe import load
+
+    loaded = load(recipe, overrides)
+    run = Run(work or recipe.parent / ".tilth", workers or default_workers(), _roots(roots))
+    if dry_run:
+        click.echo(report.dry_run(estimate(loaded, recipe.parent, run)))
+        return
+    built = build_manifest(
+        loaded, recipe.parent, output or Path("data_manifests") / f"{loaded.name}-v{loaded.version}", run, replace=replace
+    )
+    click.echo(report.built(built))
+
+
+def _roots(roots: tuple[str, ...]) -> dict[str, str]:
+    named = {}
+    for root in roots:
+        name, equals, path = root.partition("=")
+        if not equals or not name or not path:
+            raise UserError(f"--root {root}: write NAME=PATH")
+        named[name] = path
+    return named
+
+
+manifest_argument = click.argument("manifest", type=click.Path(path_type=Path))
+as_json = click.option("--json", "as_json", is_flag=True, help="For a program to read.")
+work_option = click.option("--work", type=click.Path(path_type=Path), help="The work directory, if it has moved since the build.")
+
+
+@main.command()
+@manifest_argument
+@as_json
+@answers
+def inspect(manifest: Path, as_json: bool) -> None:
+    """Show what MANIFEST holds: asked against realised tokens, epochs, cuts, and the documents left after each step."""
+    from curation import report
+    from mixing.manifest import Manifest
+
+    opened = Manifest.open(manifest)
+    click.echo(report.as_json(report.facts(opened)) if as_json else report.inspect(opened))
+
+
+@main.command()
+@manifest_argument
+@as_json
+@answers
+def verify(manifest: Path, as_json: bool) -> None:
+    """Re-read everything in MANIFEST and prove its counts; exit code 1 if anything is wrong."""
+    from curation import report
+    from mixing.audit import verify as audit
+
+    findings = list(audit(manifest))
+    click.echo(report.as_json([finding._asdict() for finding in findings]) if as_json else report.verified(findings))
+    if not all(finding.ok for finding in findings):
+        sys.exit(1)
+
+
+@main.command()
+@manifest_argument
+@click.option("--reason", help="Only documents with this reason: a rule as written, or part of it.")
+@click.option("--decision", type=click.Choice(["kept", "dropped", "held_out", "quarantined"]), help="Only documents with this decision.")
+@click.option("--source", help="Only documents of this source.")
+@click.option("-n", "documents", type=click.IntRange(min=1), default=10, show_default=True, help="How many.")
+@work_option
+@answers
+def show(manifest: Path, reason: str | None, decision: str | None, source: str | None, documents: int, work: Path | None) -> None:
+    """Show texts by decision, quarantined ones too. Needs the work directory."""
+    from curation import explain
+    from mixing.manifest import Manifest
+
+    for text in explain.show(Manifest.open(manifest), reason, decision, source, documents, work):
+        click.echo(text)
+
+
+@main.command()
+@manifest_argument
+@click.argument("document", required=False)
+@click.option("--text", help="Find the document by its text instead, read from a file with @PATH.")
+@work_option
+@answers
+def why(manifest: Path, document: str | None, text: str | None, work: Path | None) -> None:
+    """Say why DOCUMENT (a pool row, a key, or an origin FILE#POSITION) was kept or dropped, and where it is in the plan."""
+    from curation import explain
+    from mixing.manifest import Manifest
+
+    if (document is None) == (text is None):
+        raise UserError("curate why: name a document by row, key or origin, or give --text; one of them")
+    for found in explain.why(Manifest.open(manifest), document, text, work):
+        click.echo(found)
+
+
+@main.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@answers
+def diff(a: Path, b: Path) -> None:
+    """Show what differs between two manifests: recipe, sources, budgets, documents gained and lost."""
+    from curation import explain
+    from mixing.manifest import Manifest
+
+    click.echo(explain.diff(Manifest.open(a), Manifest.open(b)))

@@ -1,0 +1,216 @@
+"""`curate build --dry-run`: what a build would find, from a sample of each source and without writing anything.
+
+The recipe has been checked whole by then. A sample is taken from all over a source's first, middle and last file (from the start only, where it is compressed), so its figures are
+about, not exactly, what the build will count; they are before any step, so they are what there is at most.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curation import reading, rules
+from curation.engine import Engine, Run
+from curation.reading import CLEAN, Record, has_visible, read_json_lines, read_parquet
+from curation.recipe import Recipe, Resolved, resolve_recipe
+from curation.sources import ARROW_TYPES, CUT, Source
+from curation.steps import Add, rule_schema
+from curation.tokens import Encoder
+from curation.work import Digests, Work
+from mixing.plan import Mixture
+from mixing.strategies import largest_remainder, plain
+
+SAMPLE_BYTES = 1 << 20
+SAMPLE_RECORDS = 500
+WINDOWS = 8
+COMPRESSED_BYTES = 4 << 20
+
+
+class Sampled(NamedTuple):
+    """A source by its sample: `documents` and `tokens` are estimates for all of it, `share` maps a component to its part of the documents, if that can be told."""
+
+    name: str
+    files: int
+    bytes: int
+    sampled: int
+    unusable: int
+    documents: int
+    tokens: int
+    text_bytes: int
+    share: dict[str, float | None]
+
+
+class Wanted(NamedTuple):
+    """What a component is asked for over all stages, and what there is at most; None if its predicate needs a signal."""
+
+    name: str
+    asked: int
+    cap: float
+    tokens: int | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Everything `--dry-run` has to say."""
+
+    sources: list[Sampled]
+    components: list[Wanted]
+    needed_bytes: int
+    free_bytes: int
+    memory_bytes: int
+    workers: int
+    warnings: list[str]
+
+
+def estimate(recipe: Recipe, folder: Path, run: Run) -> Estimate:
+    """Resolves the recipe as a build would and samples its sources."""
+    with Engine(run.workers) as engine:
+        resolved = resolve_recipe(recipe, folder, run, Digests(Work(run.work)), engine)
+    sources = [_sample(source, resolved) for source in resolved.sources]
+    components = _wanted(recipe.mixture, sources)
+    text = sum(source.text_bytes for source in sources)
+    documents, tokens = sum(source.documents for source in sources), sum(source.tokens for source in sources)
+    width = np.dtype(resolved.tokenizer.dtype).itemsize
+    needed = text // 2 + documents * (512 + 200) + 2 * tokens * width
+    parent = next(path for path in [run.work.absolute(), *run.work.absolute().parents] if path.exists())
+    free = shutil.disk_usage(parent).free
+    memory = run.workers * (250_000_000 + 6 * min(CUT, max((source.text_bytes for source in sources), default=0))) + 40 * documents
+    return Estimate(sources, components, needed, free, memory, run.workers, _warnings(sources, needed, free, memory, resolved))
+
+
+def _warnings(sources: list[Sampled], needed: int, free: int, memory: int, resolved: Resolved) -> list[str]:
+    found = [] if needed < free else [f"warning: about {needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free"]
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if memory > there:
+        found.append(
+            f"warning: about {memory / 1e6:,.0f} MB of memory are needed and the machine has {there / 1e6:,.0f} MB; take fewer --workers"
+        )
+    for source, sampled in zip(resolved.sources, sources, strict=True):
+        if sampled.sampled and sampled.unusable > source.config.max_quarantine * sampled.sampled:
+            found.append(
+                f"warning: {sampled.unusable:,} of {sampled.sampled:,} sampled records of '{source.name}' cannot be used; the build stops above "
+                f"{source.config.max_quarantine:.1%} (sources.{source.name}.max_quarantine)"
+            )
+    return found
+
+
+def _sample(source: Source, resolved: Resolved) -> Sampled:
+    chosen = sorted({0, len(source.inputs) // 2, len(source.inputs) - 1})
+    records: list[Record] = []
+    raw = 0
+    for index in chosen:
+        path, size, _ = source.inputs[index]
+        read, share = _spread_records(source, path, size)
+        records += read
+        raw += round(size * share)
+    usable = [record for record in records if record.text is not None and has_visible(_cleaned(record.text, resolved))]
+    texts = [_cleaned(record.text or "", resolved) for record in usable]
+    total = sum(one.bytes for one in source.inputs)
+    scale = total / raw if raw else 0.0
+    ids, _ = Encoder.open(resolved.tokenizer).encode(texts)
+    bytes_of = sum(len(text.encode()) for text in texts)
+    return Sampled(
+        source.name,
+        len(source.inputs),
+        total,
+        len(records),
+        len(records) - len(usable),
+        round(len(usable) * scale),
+        round(len(ids) * scale),
+        round(bytes_of * scale),
+        _shares(source, usable, texts, resolved),
+    )
+
+
+def _cleaned(text: str, resolved: Resolved) -> str:
+    for name in resolved.recipe.clean:
+        text = CLEAN[name](text)
+    return text
+
+
+def _spread_records(source: Source, path: str, size: int) -> tuple[list[Record], float]:
+    """Records from all over a file, as far as its format can be entered in the middle, and the share of the file they are."""
+    whole = source.root / path
+    if path.endswith(".parquet"):
+        try:
+            file = pq.ParquetFile(whole)
+        except (OSError, pa.ArrowException) as error:
+            return [Record(0, 0, None, None, (), "not a Parquet file", str(error))], 1.0
+        group = file.num_row_groups // 2
+        records = list(read_parquet(whole, source.fields, group, group + 1)) if file.num_row_groups else []
+        found = records[:: max(1, len(records) // SAMPLE_RECORDS)]
+        return found, len(found) / max(file.metadata.num_rows, 1)
+    if reading.is_compressed(whole):
+        found = _until_enough(read_json_lines(whole, source.fields), COMPRESSED_BYTES)
+        decoded = found[-1].position + found[-1].size if found else 1
+        return found, min(1.0, decoded / max(reading.decoded_size(whole, decoded), 1))
+    window = min(size, SAMPLE_BYTES) // WINDOWS + 1
+    starts = sorted({round(index * max(size - window, 0) / (WINDOWS - 1)) for index in range(WINDOWS)})
+    found = [record for start in starts for record in read_json_lines(whole, source.fields, start, start + window)]
+    return found, min(1.0, sum(record.size for record in found) / max(size, 1))
+
+
+def _until_enough(records: Iterator[Record], enough: int) -> list[Record]:
+    found: list[Record] = []
+    size = 0
+    for record in records:
+        found.append(record)
+        size += record.size
+        if size >= enough:
+            break
+    return found
+
+
+def _shares(source: Source, usable: list[Record], texts: list[str], resolved: Resolved) -> dict[str, float | None]:
+    """Each component's share of the sampled documents, where its predicate reads nothing that is computed later."""
+    columns = {name: ARROW_TYPES[kind] for one in resolved.sources for name, kind in one.columns.items()}
+    carried = list(source.columns)
+    values: dict[str, pa.Array] = {
+        "source": pa.array([source.name] * len(usable), pa.large_string()),
+        "key": pa.array([record.key for record in usable], pa.large_string()),
+        "bytes": pa.array([len(text.encode()) for text in texts], pa.uint64()),
+    }
+    for name, kind in columns.items():
+        place = carried.index(name) if name in carried else -1
+        values[name] = pa.array([record.columns[place] if place >= 0 else None for record in usable], kind)
+    frame = pl.DataFrame(pl.from_arrow(pa.table(values)))
+    signals = {step.name: step.type for step in resolved.steps if isinstance(step, Add)}
+    shares: dict[str, float | None] = {}
+    for name, predicate in resolved.recipe.mixture.components.items():
+        rule = rules.parse(predicate, "", rule_schema(columns, signals))
+        known = set(rule.columns) <= set(values)
+        shares[name] = (float(rule.decide(frame)[0].mean()) if len(usable) else 0.0) if known else None
+    return shares
+
+
+def _wanted(mixture: Mixture, sources: list[Sampled]) -> list[Wanted]:
+    asked = dict.fromkeys(mixture.components, 0)
+    for stage in mixture.stages:
+        for name, quota in largest_remainder(plain(stage.weights), stage.tokens).items():
+            asked[name] += quota
+    wanted = []
+    for name in mixture.components:
+        cap = float(mixture.cap(name))
+        shares = [(source.share[name], source.tokens) for source in sources]
+        tokens = None if any(share is None for share, _ in shares) else round(sum((share or 0) * count for share, count in shares))
+        verdict = (
+            ""
+            if tokens is None
+            else "short"
+            if asked[name] > cap * tokens
+            else f"at least {asked[name] / tokens:.2f} epochs"
+            if tokens
+            else ""
+        )
+        wanted.append(Wanted(name, asked[name], cap, tokens, verdict))
+    return wanted

@@ -1,0 +1,254 @@
+"""Why a document was kept or dropped, the texts behind the decisions, and what differs between two manifests.
+
+The pool answers for every document; texts are read from the work directory of the build, which the manifest's provenance names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import xxhash
+
+from curation.corpus import Shard
+from curation.reading import CLEAN
+from mixing import UserError
+from mixing.manifest import Manifest, canonical_json
+
+SHOWN = 2000
+FIXED = ("row", "source", "origin", "key", "content", "bytes", "parents", "decision", "reason", "evidence", "n_tokens")
+
+
+def pool(manifest: Manifest) -> pl.LazyFrame:
+    """Every record read, with all signals and the decision."""
+    return pl.scan_parquet([str(path) for path in manifest.pool_files()])
+
+
+# --- texts
+
+
+def shards_of(manifest: Manifest, work: Path | None) -> list[Shard]:
+    """The shards of the build that made the manifest, or a UserError that says where they were."""
+    provenance = json.loads((manifest.folder / "provenance.json").read_text())
+    folder = work or Path(provenance["work"])
+    remembered = folder / "builds" / f"{provenance['build']}.json"
+    if not remembered.exists():
+        raise UserError(
+            f"{folder}: not the work directory of {manifest.folder}, or it has been cleaned; name it with --work, or build the recipe again"
+        )
+    shards = json.loads(remembered.read_text())["shards"]
+    return [Shard(**{**shard, "path": folder / shard["path"]}) for shard in shards]
+
+
+def texts(shards: list[Shard], rows: list[int]) -> dict[int, str]:
+    """The texts of documents and the excerpts of quarantined records, by pool row."""
+    found: dict[int, str] = {}
+    wanted = np.array(rows, np.uint64)
+    for shard in shards:
+        there = shard.rows()
+        positions = np.flatnonzero(np.isin(there, wanted))
+        if len(positions):
+            found |= dict(zip(there[positions].tolist(), shard.texts(positions).to_pylist(), strict=True))
+        quarantine = shard.quarantine() if shard.quarantined else pa.table({})
+        for record in quarantine.to_pylist():
+            row = shard.first_row[record["run"]] + record["ordinal"]
+            if row in rows:
+                found[row] = record["excerpt"]
+    return found
+
+
+def show(
+    manifest: Manifest, reason: str | None, decision: str | None, source: str | None, documents: int, work: Path | None
+) -> Iterator[str]:
+    """Documents with their decision and text, in pool order, evenly spread over those that match."""
+    rows = pool(manifest)
+    if reason is not None:
+        rows = rows.filter(pl.col("reason").str.contains(reason, literal=True))
+    if decision is not None:
+        rows = rows.filter(pl.col("decision") == decision)
+    if source is not None:
+        if source not in manifest.sources:
+            raise UserError(f"--source {source}: the manifest has: {', '.join(manifest.sources)}")
+        rows = rows.filter(pl.col("source") == source)
+    matching = rows.select("row").collect()["row"]
+    if matching.is_empty():
+        reasons = pool(manifest).select(pl.col("reason").drop_nulls().unique()).collect()["reason"].sort().to_list()
+        raise UserError(f"no document matches; reasons in {manifest.folder}: {'; '.join(map(repr, reasons[:20])) or 'none'}")
+    step = max(1, len(matching) // documents)
+    chosen = matching.gather_every(step).head(documents).to_list()
+    records = {record["row"]: record for record in pool(manifest).filter(pl.col("row").is_in(chosen)).collect().to_dicts()}
+    found = texts(shards_of(manifest, work), chosen)
+    for row in chosen:
+        yield f"{_heading(records[row])}\n{_shown(found.get(row, ''))}\n"
+
+
+def _heading(record: dict[str, Any]) -> str:
+    why = f": {record['reason']}" if record["reason"] else ""
+    evidence = f"  {record['evidence']}" if record["evidence"] else ""
+    return f"[{record['row']}] {record['source']} {record['origin']}  {record['decision']}{why}{evidence}"
+
+
+def _shown(text: str) -> str:
+    """Untrusted text for a terminal: control characters as escapes, cut at some length."""
+    safe = "".join(
+        character if character.isprintable() or character in "\n\t" else character.encode("unicode_escape").decode()
+        for character in text[:SHOWN]
+    )
+    return safe + (f" … ({len(text):,} characters)" if len(text) > SHOWN else "")
+
+
+# --- one document
+
+
+def why(manifest: Manifest, document: str | None, text: str | None, work: Path | None) -> Iterator[str]:
+    """Everything known about the documents that a row, key, origin or text names."""
+    records = _by_text(manifest, text) if text is not None else _by_name(manifest, document or "")
+    for record in records:
+        yield "\n".join(_explained(manifest, record, work))
+
+
+def _by_name(manifest: Manifest, name: str) -> list[dict[str, Any]]:
+    rows = pool(manifest)
+    if name.isdigit():
+        found = rows.filter(pl.col("row") == int(name)).collect().to_dicts()
+        if found:
+            return found
+    found = rows.filter((pl.col("key") == name) | (pl.col("origin") == name)).collect().to_dicts()
+    if not found:
+        raise UserError(
+            f"{name!r}: no row, key or origin of {manifest.folder}; rows run from 0 to {sum(one['read'] for one in manifest.sources.values()) - 1}"
+        )
+    return found
+
+
+def _by_text(manifest: Manifest, text: str) -> list[dict[str, Any]]:
+    if text.startswith("@"):
+        path = Path(text[1:])
+        if not path.is_file():
+            raise UserError(f"--text {text}: no such file")
+        text = path.read_text(encoding="utf-8")
+    for name in manifest.header["recipe"]["clean"]:
+        text = CLEAN[name](text)
+    content = xxhash.xxh3_128_hexdigest(text.encode())
+    found = pool(manifest).filter(pl.col("content") == content).collect().to_dicts()
+    if not found:
+        raise UserError(
+            f"--text: no document of {manifest.folder} has this text (content {content} after {manifest.header['recipe']['clean'] or 'no'} clean steps)"
+        )
+    return found
+
+
+def _explained(manifest: Manifest, record: dict[str, Any], work: Path | None) -> Iterator[str]:
+    yield f"row {record['row']}  {record['source']}  {record['origin']}" + (f"  key {record['key']}" if record["key"] is not None else "")
+    yield f"  {record['decision']}" + (f" by: {record['reason']}" if record["reason"] else "")
+    if record["evidence"]:
+        evidence = json.loads(record["evidence"])
+        if "survivor" in evidence:
+            yield f"  the same as row {evidence['row']}, {evidence['survivor']}, similarity {evidence['similarity']:.4f}"
+        else:
+            yield f"  found: {json.dumps(evidence.get('value', evidence), ensure_ascii=False)}"
+    if record["content"] is not None:
+        counted = "" if record["n_tokens"] is None else f", {record['n_tokens']:,} tokens"
+        yield f"  content {record['content']}, {record['bytes']:,} bytes{counted}"
+    later = _added_later(manifest, record["reason"])
+    for name, value in record.items():
+        if name in later:
+            yield f"  {name}: not computed, the document was gone by then"
+        elif name not in FIXED:
+            for part, one in value.items() if isinstance(value, dict) else [("", value)]:
+                yield f"  {name}{'.' if part else ''}{part} = {'null' if one is None else one}"
+    yield from _in_plan(manifest, record)
+    try:
+        found = texts(shards_of(manifest, work), [record["row"]])
+    except UserError:
+        return
+    yield from ("  | " + line for line in _shown(found.get(record["row"], "")[:400]).splitlines())
+
+
+def _added_later(manifest: Manifest, reason: str | None) -> set[str]:
+    """The signals that were added after the step that dropped a document."""
+    if reason is None:
+        return set()
+    later: set[str] = set()
+    passed = reason == "holdout"
+    for step in manifest.header["recipe"]["steps"]:
+        if passed and "add" in step:
+            later.add(step["add"]["name"])
+        rule = step.get("keep") or (f"top: {canonical_json(step['top'])}" if "top" in step else None)
+        passed = passed or rule in (reason, reason.removesuffix(" (no value)"))
+    return later
+
+
+def _in_plan(manifest: Manifest, record: dict[str, Any]) -> Iterator[str]:
+    place = _stored_at(manifest, record["row"])
+    if place is None:
+        if record["decision"] == "kept":
+            yield "  not planned"
+        return
+    for stage in manifest.stages:
+        first = stage["first_sequence"]
+        spans = manifest.spans(first, first + stage["sequences"])
+        mine = np.flatnonzero((spans.file == place[0]) & (spans.token_row == place[1]))
+        for span in mine[:20].tolist():
+            sequence = first + int(np.searchsorted(spans.sequence, span, side="right")) - 1
+            component = manifest.component_names[int(manifest.components(sequence, sequence + 1)[0])]
+            begin, length = int(spans.start[span]), int(spans.length[span])
+            yield f"  planned in stage {stage['name']}, sequence {sequence:,} ({component}): tokens {begin:,} to {begin + length:,}, visit {int(spans.epoch[span]) + 1}"
+        if len(mine) > 20:
+            yield f"  … and {len(mine) - 20:,} more spans in stage {stage['name']}"
+
+
+def _stored_at(manifest: Manifest, row: int) -> tuple[int, int] | None:
+    for file in range(manifest.token_files):
+        rows = manifest.token_file(file).pool_row
+        at = int(np.searchsorted(rows, np.uint64(row)))
+        if at < len(rows) and rows[at] == row:
+            return file, at
+    return None
+
+
+# --- two manifests
+
+
+def diff(a: Manifest, b: Manifest) -> str:
+    """What differs, as a reviewer would ask: settings, inputs, funnel, budget, documents."""
+    if a.digest == b.digest:
+        return f"the same manifest, digest {a.digest}"
+    lines = [f"a  {a.folder}  {a.digest}", f"b  {b.folder}  {b.digest}", ""]
+    lines += list(_changes("recipe", a.header["recipe"], b.header["recipe"]))
+    for part in ("sources", "components", "stages", "holdout", "models"):
+        lines += list(_changes(part, a.header[part], b.header[part]))
+    planned_a, planned_b = _planned(a), _planned(b)
+    lines += [
+        "",
+        f"documents planned: {len(planned_a):,} in a, {len(planned_b):,} in b, {len(planned_a - planned_b):,} lost, {len(planned_b - planned_a):,} gained",
+    ]
+    return "\n".join(lines)
+
+
+def _changes(path: str, a: Any, b: Any) -> Iterator[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in list(dict.fromkeys([*a, *b])):
+            yield from _changes(f"{path}.{key}", a.get(key), b.get(key))
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        for index, (one, other) in enumerate(zip(a, b, strict=True)):
+            yield from _changes(f"{path}[{index}]", one, other)
+    elif a != b:
+        yield f"{path}: {_brief(a)} -> {_brief(b)}"
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _planned(manifest: Manifest) -> set[str]:
+    """The contents of all planned documents."""
+    rows = np.concatenate([np.zeros(0, np.uint64), *(manifest.token_file(file).pool_row for file in range(manifest.token_files))])
+    contents = pool(manifest).filter(pl.col("decision") == "kept").select("row", "content").collect()
+    return set(contents.filter(pl.col("row").is_in(rows))["content"].to_list())

@@ -1,0 +1,171 @@
+"""What a person looks at: terminal tables, readable without colour and in a file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mixing.manifest import Manifest
+
+if TYPE_CHECKING:
+    from curation.build import Built
+    from curation.estimate import Estimate
+    from mixing.findings import Finding
+
+REPETITION_HALF_LIFE = 15.39
+
+
+def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
+    """Aligned columns: the first to the left, the others to the right; the first row is the heading."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append((indent + "  ".join(cells)).rstrip())
+    return "\n".join(lines)
+
+
+def effective_tokens(tokens: int, unique: int) -> int:
+    """What repeated tokens are worth in fresh ones: U + U R* (1 - exp(-R / R*)), R = tokens / U - 1, R* = 15.39 (arXiv 2305.16264)."""
+    if not unique:
+        return 0
+    repetitions = tokens / unique - 1
+    return round(unique + unique * REPETITION_HALF_LIFE * (1 - math.exp(-repetitions / REPETITION_HALF_LIFE)))
+
+
+def inspect(manifest: Manifest) -> str:
+    return "\n\n".join([_title(manifest), funnel(manifest), budget(manifest), _reserved(manifest)])
+
+
+def _title(manifest: Manifest) -> str:
+    header = manifest.header
+    tokens = sum(stage["tokens"] for stage in manifest.stages)
+    return (
+        f"{header['name']} v{header['version']}  digest {manifest.digest[:16]}  seed {header['seed']}\n"
+        f"{tokens:,} tokens in {manifest.sequences:,} sequences of {manifest.sequence_length:,}; "
+        f"tokenizer {manifest.tokenizer['name']} ({manifest.tokenizer['vocab_size']:,} ids, {manifest.tokenizer['dtype']})"
+    )
+
+
+def funnel(manifest: Manifest) -> str:
+    """Documents left after each step, per source."""
+    sources = {source["name"]: manifest.sources[source["name"]] for source in manifest.header["recipe"]["sources"]}
+    steps = {dropped["step"]: dropped["rule"] for source in sources.values() for dropped in source["dropped"]}
+
+    def row(label: str, counts: Sequence[int]) -> list[str]:
+        return [label, *(f"{count:,}" if count else "-" for count in counts), f"{sum(counts):,}"]
+
+    def dropped(step: int) -> list[int]:
+        return [sum(one["documents"] for one in source["dropped"] if one["step"] == step) for source in sources.values()]
+
+    rows = [["documents", *sources, "all"], row("read", [source["read"] for source in sources.values()])]
+    rows.append(row("quarantined", [source["quarantined"] for source in sources.values()]))
+    for step, rule in sorted(steps.items()):
+        label = "like a held-out one" if step == 0 else f"step {step}: {_short(rule)}"
+        rows.append(row(f"dropped, {label}", dropped(step)))
+    for name, label in (
+        ("held_out", "held out"),
+        ("kept", "kept"),
+        ("used", "  planned"),
+        ("unused", "  not needed"),
+        ("unassigned", "  in no component"),
+    ):
+        rows.append(row(label, [source[name] for source in sources.values()]))
+    return table(rows, "")
+
+
+def _short(rule: str) -> str:
+    return rule if len(rule) <= 60 else f"{rule[:57]}..."
+
+
+def budget(manifest: Manifest) -> str:
+    """Asked against realised tokens, per stage and component."""
+    heading = ["stage", "component", "weight", "asked", "realised", "sequences", "documents", "unique", "epochs", "effective", "cuts"]
+    rows = [heading]
+    for stage in manifest.stages:
+        for name, one in stage["components"].items():
+            cuts = one["cut_long"] + one["cut_to_fill"] + one["cut_to_budget"]
+            numbers = [one["asked_tokens"], one["tokens"], one["sequences"], one["documents"], one["unique_tokens"]]
+            effective = effective_tokens(one["tokens"], one["unique_tokens"])
+            weight = f"{one['weight']:.4g}"
+            rows.append([stage["name"], name, weight, *(f"{n:,}" for n in numbers), f"{one['epochs']:.2f}", f"{effective:,}", f"{cuts:,}"])
+        filled = stage["tokens"] / (stage["sequences"] * manifest.sequence_length)
+        totals = [stage["asked_tokens"], stage["tokens"], stage["sequences"]]
+        rows.append([stage["name"], f"({filled:.2%} full)", "", *(f"{n:,}" for n in totals), "", "", "", "", ""])
+    return table(rows, "")
+
+
+def _reserved(manifest: Manifest) -> str:
+    holdout = manifest.header["holdout"]
+    if not holdout:
+        return "no hold-out"
+    rows = [["hold-out", "documents", "tokens"], *([name, f"{one['documents']:,}", f"{one['tokens']:,}"] for name, one in holdout.items())]
+    return table(rows, "")
+
+
+def facts(manifest: Manifest) -> dict[str, Any]:
+    """The header with its digest, and effective tokens per component: what `inspect --json` prints."""
+    stages = [
+        {
+            **stage,
+            "components": {
+                name: {**one, "effective_tokens": effective_tokens(one["tokens"], one["unique_tokens"])}
+                for name, one in stage["components"].items()
+            },
+        }
+        for stage in manifest.stages
+    ]
+    return {**manifest.header, "digest": manifest.digest, "stages": stages}
+
+
+def as_json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def built(made: Built) -> str:
+    """What `build` prints at its end."""
+    if made.unchanged:
+        return f"unchanged: {made.folder}, digest {made.digest}, checked in {made.seconds:.2f} s"
+    parts = [inspect(Manifest.open(made.folder))]
+    if made.computed:
+        rows = [["signal", "computed", "remembered"]]
+        rows += [[name, f"{count:,}", f"{made.remembered.get(name, 0):,}"] for name, count in made.computed.items()]
+        parts.append(table(rows, ""))
+    parts += [f"warning: {warning}" for warning in made.warnings]
+    parts.append(f"{made.folder}: digest {made.digest}, {made.seconds:.1f} s")
+    return "\n\n".join(parts)
+
+
+def verified(findings: Sequence[Finding]) -> str:
+    """One line a check."""
+    lines = [f"{finding.verdict:<7} {finding.check}  {finding.figure}".rstrip() for finding in findings]
+    failed = sum(not finding.ok for finding in findings)
+    return "\n".join([*lines, f"{len(findings) - failed} of {len(findings)} checks hold" + (f", {failed} FAILED" if failed else "")])
+
+
+def dry_run(estimated: Estimate) -> str:
+    """What `build --dry-run` prints."""
+    rows = [["source", "files", "bytes", "sampled", "unusable", "documents, about", "tokens, about"]]
+    for one in estimated.sources:
+        share = f"{one.unusable / one.sampled:.1%}" if one.sampled else "-"
+        rows.append([one.name, f"{one.files:,}", f"{one.bytes:,}", f"{one.sampled:,}", share, f"{one.documents:,}", f"{one.tokens:,}"])
+    supply = [["component", "asked", "cap", "available, about", ""]]
+    for want in estimated.components:
+        supply.append(
+            [
+                want.name,
+                f"{want.asked:,}",
+                f"x {want.cap:g}",
+                "unknown before its signals are" if want.tokens is None else f"{want.tokens:,}",
+                want.verdict,
+            ]
+        )
+    disk = f"disk: about {estimated.needed_bytes / 1e6:,.0f} MB for work and manifest, {estimated.free_bytes / 1e6:,.0f} MB free"
+    memory = f"memory: about {estimated.memory_bytes / 1e6:,.0f} MB for {estimated.workers} workers"
+    return "\n\n".join(
+        ["the recipe is sound; nothing was written", table(rows, ""), table(supply, ""), f"{disk}\n{memory}", *estimated.warnings]
+    )
