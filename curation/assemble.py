@@ -45,7 +45,7 @@ class Measured(NamedTuple):
     held_out: int
 
 
-def measure(shard: Shard, mixture: Mixture, state: State) -> Measured:
+def measure(shard: Shard, mixture: Mixture, steps: list[Step], state: State) -> Measured:
     """Puts every kept and every passing held-out document in its component and counts its tokens; saves `component` and `counted`."""
     fates, held = start(shard, state)
     positions = np.flatnonzero(fates == ALIVE)
@@ -65,8 +65,9 @@ def measure(shard: Shard, mixture: Mixture, state: State) -> Measured:
     alive = (fates == ALIVE) & ~held
     counted = (alive & (component != NO_COMPONENT)) | ((fates == ALIVE) & held)
     tokens = lengths(encoded(shard, counted, state.tokenizer, state.work).values)
-    for path in state.scratch.glob(f"{shard.name}.counted-*.npy"):
-        counted |= np.load(path)
+    for step in steps:
+        if isinstance(step, Top) and step.config.tokens is not None:
+            counted |= np.load(state.counted(shard, step.index))
     planned = np.flatnonzero(alive & (component != NO_COMPONENT))
     np.savez(
         state.scratch / f"{shard.name}.candidates.npz",

@@ -56,7 +56,7 @@ def build(recipe: Recipe, folder: Path, target: Path, run: Run, *, replace: bool
         state = State(work, scratch, holdout.key if holdout else None, resolved.tokenizer, corpus.column_types())
         decided = decide(resolved.steps, corpus, state, recipe.seed, engine)
         measured = _by_source(
-            corpus, engine.map(measure, [(shard, recipe.mixture, decided.state) for shard in corpus.shards], "count tokens")
+            corpus, engine.map(measure, [(shard, recipe.mixture, resolved.steps, decided.state) for shard in corpus.shards], "count tokens")
         )
         documents = documents_of(corpus, decided.state)
         planned = plan(recipe.mixture, documents, recipe.seed)

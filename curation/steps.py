@@ -130,6 +130,10 @@ class State:
     def fates(self, shard: Shard) -> Path:
         return self.scratch / f"{shard.name}.fates.npy"
 
+    def counted(self, shard: Shard, step: int) -> Path:
+        """The documents whose tokens a `top` had to count."""
+        return self.scratch / f"{shard.name}.counted-{step}.npy"
+
     def mask(self, shard: Shard) -> Path:
         return self.scratch / f"{shard.name}.live.npy"
 
@@ -266,7 +270,7 @@ def rank(shard: Shard, step: Top, state: State) -> Ranked:
         wanted = np.zeros(shard.documents, np.bool_)
         wanted[positions] = True
         costs = tokenize(shard, wanted, state.tokenizer, state.work)[ranked]
-        np.save(state.scratch / f"{shard.name}.counted-{step.index}.npy", wanted)
+        np.save(state.counted(shard, step.index), wanted)
     return Ranked.save(state.scratch / f"{shard.name}.rank-{step.index}.npz", keys, shard.rows()[ranked], costs)
 
 

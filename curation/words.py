@@ -163,7 +163,7 @@ def kernel(function: Kernel) -> Kernel:
     """Compile with numba: no GIL, and cached on disk wherever numba finds a writable place (NUMBA_CACHE_DIR is the user's choice).
 
     numba raises while decorating where it finds none (a read-only installation without a home); then the kernel is compiled per process.
-    A cached kernel is not rebuilt when a kernel it calls changes in *another file*, so kernels call only kernels of their own module.
+    A cached kernel is not rebuilt when a kernel it calls or a constant it reads changes in *another file*, so kernels keep to their own module.
     """
     try:
         return cast(Kernel, numba.njit(nogil=True, cache=True)(function))

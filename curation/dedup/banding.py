@@ -12,12 +12,14 @@ may still meet in another band), and the pairs given up are counted and reported
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from curation.dedup.decide import REMOVED
 from curation.dedup.minhash import EMPTY, PERMUTATIONS, Signatures
 from curation.words import Bytes, Hashes, Offsets, kernel
 
@@ -25,7 +27,6 @@ RECALL = 0.995
 SMALL = 32
 FIRST_LEADERS = 8
 MOST_LEADERS = 1000
-REMOVED = 2
 
 _SEED = np.uint64(0x2545F4914F6CDD1D)
 _FOLD = np.uint64(0xD6E8FEB86659FD93)
@@ -45,6 +46,11 @@ def banding(threshold: float, recall: float = RECALL) -> Banding:
     """The longest rows whose bands together reach `recall` at the threshold: 21 x 6 at 0.8, 32 x 4 at 0.7, 14 x 9 at 0.9."""
     choices = [Banding(PERMUTATIONS // rows, rows) for rows in range(1, PERMUTATIONS + 1)]
     return max((choice for choice in choices if choice.recall(threshold) >= recall), key=lambda choice: choice.rows, default=choices[0])
+
+
+def least_agreement(threshold: float, deviations: float) -> int:
+    """The places of 128 that a pair at the threshold shares, less this many standard errors."""
+    return math.ceil(PERMUTATIONS * threshold - deviations * math.sqrt(PERMUTATIONS * threshold * (1 - threshold)))
 
 
 def has_shingles(signatures: Signatures) -> npt.NDArray[np.bool_]:

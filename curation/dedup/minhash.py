@@ -223,3 +223,17 @@ def jaccards(left: Hashes, left_spans: Offsets, right: Hashes, right_spans: Offs
             common = _intersection(a, b)
             out[pair] = common / (len(a) + len(b) - common)
     return out
+
+
+@kernel
+def agreements(left: Signatures, left_at: Offsets, right: Signatures, right_at: Offsets) -> npt.NDArray[np.int64]:
+    """How many places each pair of signatures, `left[left_at[i]]` and `right[right_at[i]]`, has in common."""
+    out = np.empty(len(left_at), np.int64)
+    for pair in range(len(left_at)):
+        a = left[left_at[pair]]
+        b = right[right_at[pair]]
+        common = np.uint32(0)
+        for i in range(left.shape[1]):
+            common += np.uint32(a[i] == b[i])
+        out[pair] = common
+    return out

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -31,7 +32,6 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.dedup.banding import (
-    REMOVED,
     Banding,
     Buckets,
     band_keys,
@@ -39,17 +39,18 @@ from curation.dedup.banding import (
     emit,
     group,
     has_shingles,
+    least_agreement,
     leave,
     live,
     next_leaders,
 )
-from curation.dedup.minhash import PERMUTATIONS, MinhashConfig, jaccards, shingles
+from curation.dedup.decide import most_similar, settle
+from curation.dedup.minhash import PERMUTATIONS, MinhashConfig, agreements, jaccards, shingles
 from curation.dedup.runs import RANGE_BYTES, Run, Shard, gather, open_run, ranges, write_decisions, write_run
 from curation.dedup.store import Part, Store, sparse, write_part
-from curation.words import Bytes, Hashes, Offsets, kernel
+from curation.words import Bytes, Hashes
 
 MARGIN = 4.0
-OPEN = 3
 _PAIRS = 1 << 21  # pairs held at once while emitting
 
 
@@ -61,7 +62,7 @@ class Work(NamedTuple):
     range_bytes: int
 
     def map(self, name: str, mode: Literal["r", "r+"] = "r") -> Bytes:
-        """A u8 map over rows: `status` (0 kept so far, REMOVED, OPEN), `waiting`, `wanted`."""
+        """A u8 map over rows: `status` and `waiting` (see `decide`), `wanted`."""
         return np.asarray(np.load(self.path(name), mmap_mode=mode))
 
     def path(self, name: str) -> Path:
@@ -75,45 +76,33 @@ def near_duplicates(shards: Sequence[Shard], config: MinhashConfig, scratch: Pat
     work.folder.mkdir(parents=True)
     bands = banding(config.threshold)
     keyed = run(_write_keys, [(shard, bands, work.path(f"keys-{i}")) for i, shard in enumerate(shards)])
-    keys = [found.path for found in keyed]
     size = max((found.end for found in keyed), default=0) + 1
     for name in ("status", "waiting", "wanted"):
         sparse(work.path(name), np.uint8, size)
     signatures, sets = Store.create(work.folder / "signatures", size), Store.create(work.folder / "shingles", size)
-    report = {"bands": bands.bands, "band_rows": bands.rows, "documents": sum(found.documents for found in keyed)}
-    report |= dict.fromkeys(("rounds", "candidates", "verified", "buckets_closed", "pairs_given_up"), 0)
-
-    cuts = ranges(keys, range_bytes)
-    found = run(_find_buckets, [(work, keys, low, high, f"{i}") for i, (low, high) in enumerate(cuts)])
-    _want(work, [bucket.members for bucket in found])
+    cuts = ranges([found.path for found in keyed], range_bytes)
+    found = run(_find_buckets, [(work, [each.path for each in keyed], low, high, f"{i}") for i, (low, high) in enumerate(cuts)])
+    _want(work, [part.members for part in found])
     _fill(work, shards, signatures, _write_signatures, run)
-    files = [bucket.buckets for bucket in found]
-    similar: list[Path] = []
-    while files:
+
+    report = Counter(documents=sum(each.documents for each in keyed), bands=bands.bands, band_rows=bands.rows)
+    open_buckets, similar = [part.buckets for part in found], list[Path]()
+    while open_buckets:
         wave = report["rounds"]
-        emitted = run(_emit, [(work, path, wave, f"{wave}-{i}") for i, path in enumerate(files)])
-        pairs = [path for part in emitted for path in part.pairs]
-        compared = run(
-            _filter, [(work, signatures, pairs, low, high, f"{wave}-{i}") for i, (low, high) in enumerate(ranges(pairs, range_bytes))]
-        )
-        likely = [part.path for part in compared]
+        emitted = run(_emit, [(work, path, wave, f"{wave}-{i}") for i, path in enumerate(open_buckets)])
+        likely = _drop_unlikely(work, signatures, [path for part in emitted for path in part.pairs], report, run)
         _want(work, likely)
         _fill(work, shards, sets, _write_shingles, run)
         similar += run(_verify, [(work, sets, path, f"{wave}-{i}") for i, path in enumerate(likely)])
         _mark_waiting(work, [part.waiting for part in emitted])
         _settle(work, similar)
-        files = [part.buckets for part in emitted if part.buckets]
-        report["rounds"] += 1
-        report["candidates"] += sum(part.candidates for part in compared)
-        report["verified"] += sum(part.kept for part in compared)
-        report["buckets_closed"] += sum(part.closed for part in emitted)
-        report["pairs_given_up"] += sum(part.given_up for part in emitted)
-        for path in [*pairs, *likely]:
-            path.unlink()
+        open_buckets = [part.buckets for part in emitted if part.buckets]
+        report.update(rounds=1, buckets_closed=sum(part.closed for part in emitted), pairs_given_up=sum(part.given_up for part in emitted))
+
     removed = _name_survivors(work, similar)
     report["removed"] = sum(open_run(path).shape[1] for path in removed)
     decisions = run(write_decisions, [(shard, removed, scratch / f"{i:06d}.npy") for i, shard in enumerate(shards)])
-    (scratch / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    (scratch / "report.json").write_text(json.dumps(dict(sorted(report.items())), indent=2) + "\n")
     shutil.rmtree(work.folder)
     return decisions
 
@@ -177,10 +166,20 @@ def _emit(work: Work, path: Path, wave: int, name: str) -> Emitted:
     return Emitted(pairs, rest, work.path(f"waiting-{name}"), left.closed, left.given_up)
 
 
+def _drop_unlikely(work: Work, signatures: Store, pairs: Sequence[Path], report: Counter[str], run: Run) -> list[Path]:
+    """Runs of the distinct pairs whose signatures do not rule them out; takes `pairs` away."""
+    cuts = ranges(pairs, work.range_bytes)
+    filtered = run(_filter, [(work, signatures, pairs, low, high, f"{report['rounds']}-{i}") for i, (low, high) in enumerate(cuts)])
+    report.update(candidates=sum(part.candidates for part in filtered), verified=sum(part.likely for part in filtered))
+    for path in pairs:
+        path.unlink()
+    return [part.path for part in filtered]
+
+
 class Filtered(NamedTuple):
     path: Path
     candidates: int
-    kept: int
+    likely: int
 
 
 def _filter(work: Work, signatures: Store, pairs: Sequence[Path], low: int, high: int, name: str) -> Filtered:
@@ -191,24 +190,11 @@ def _filter(work: Work, signatures: Store, pairs: Sequence[Path], low: int, high
     distinct = np.ones(len(upper), bool)
     distinct[1:] = (upper[1:] != upper[:-1]) | (lower[1:] != lower[:-1])
     upper, lower = upper[distinct], lower[distinct]
-    margin = MARGIN * np.sqrt(work.threshold * (1 - work.threshold) / PERMUTATIONS)
-    least = int(np.ceil((work.threshold - margin) * PERMUTATIONS))
-    likely = equal_places(signatures.values(), signatures.spans(upper)[:, 0], signatures.spans(lower)[:, 0]) >= least
+    stored = signatures.values().view(np.uint32).reshape(-1, PERMUTATIONS)
+    left, right = (signatures.spans(rows)[:, 0] // (PERMUTATIONS // 2) for rows in (upper, lower))
+    likely = agreements(stored, left, stored, right) >= least_agreement(work.threshold, MARGIN)
     np.save(work.path(f"likely-{name}"), np.stack([upper[likely], lower[likely]]))
     return Filtered(work.path(f"likely-{name}"), len(upper), int(likely.sum()))
-
-
-@kernel
-def equal_places(signatures: Hashes, left: Offsets, right: Offsets) -> npt.NDArray[np.int64]:
-    """How many of their 128 places two signatures share; each lies as 64 u64 from its start on."""
-    out = np.empty(len(left), np.int64)
-    for pair in range(len(left)):
-        count = 0
-        for i in range(PERMUTATIONS // 2):
-            differ = signatures[left[pair] + i] ^ signatures[right[pair] + i]
-            count += ((differ & np.uint64(0xFFFFFFFF)) == 0) + ((differ >> np.uint64(32)) == 0)
-        out[pair] = count
-    return out
 
 
 def _verify(work: Work, sets: Store, path: Path, name: str) -> Path:
@@ -217,6 +203,7 @@ def _verify(work: Work, sets: Store, path: Path, name: str) -> Path:
     values = sets.values()
     similarity = jaccards(values, sets.spans(upper), values, sets.spans(lower))
     reach = similarity >= work.threshold
+    path.unlink()
     return write_run(work.path(f"similar-{name}"), [upper[reach], lower[reach], similarity[reach].view(np.uint64)], by=(0, 1))
 
 
@@ -273,42 +260,15 @@ def _settle(work: Work, similar: Sequence[Path]) -> None:
     """One walk over all verified pairs in row order, from what is known so far."""
     status, waiting = work.map("status", "r+"), work.map("waiting")
     for low, high in ranges(similar, work.range_bytes):
-        upper, lower, _ = _sorted(gather(similar, low, high, 3))
-        settle(upper, lower, status, waiting)
-
-
-def _sorted(pairs: Hashes) -> Hashes:
-    return pairs[:, np.lexsort((pairs[1], pairs[0]))]
-
-
-@kernel
-def settle(upper: Hashes, lower: Hashes, status: Bytes, waiting: Bytes) -> None:
-    """Decide each upper row from its lower neighbours: removed by one that is kept, open while one is open, else kept so far."""
-    at = 0
-    while at < len(upper):
-        row = upper[at]
-        kept = False
-        open_ = False
-        while at < len(upper) and upper[at] == row:
-            other = lower[at]
-            if status[other] != REMOVED:
-                undecided = status[other] == OPEN or waiting[other] != 0
-                open_ |= undecided
-                kept |= not undecided
-            at += 1
-        if status[row] != REMOVED:
-            status[row] = REMOVED if kept else OPEN if open_ else 0
+        upper, lower, _ = gather(similar, low, high, 3)
+        order = np.argsort(upper)
+        settle(upper[order], lower[order], status, waiting)
 
 
 def _name_survivors(work: Work, similar: Sequence[Path]) -> list[Path]:
     """Runs of (removed row, its most similar kept row, bits of their similarity)."""
     status = work.map("status")
-    paths = []
-    for i, (low, high) in enumerate(ranges(similar, work.range_bytes)):
-        pairs = gather(similar, low, high, 3)
-        pairs = pairs[:, (status[pairs[0]] == REMOVED) & (status[pairs[1]] != REMOVED)]
-        pairs = pairs[:, np.lexsort((pairs[1], -pairs[2].view(np.float64), pairs[0]))]
-        first = np.ones(pairs.shape[1], bool)
-        first[1:] = pairs[0, 1:] != pairs[0, :-1]
-        paths.append(write_run(work.path(f"removed-{i}"), list(pairs[:, first])))
-    return paths
+    return [
+        write_run(work.path(f"removed-{i}"), list(most_similar(gather(similar, low, high, 3), status)))
+        for i, (low, high) in enumerate(ranges(similar, work.range_bytes))
+    ]

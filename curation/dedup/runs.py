@@ -55,8 +55,7 @@ def write_run(path: Path, columns: Sequence[Hashes], *, by: Sequence[int] = (0,)
 
 def open_run(path: Path) -> Hashes:
     """u64[columns, n], mapped."""
-    run = np.load(path, allow_pickle=False)[:, :0] if path.stat().st_size <= 128 else np.load(path, mmap_mode="c", allow_pickle=False)
-    return np.asarray(run)
+    return np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
 
 
 def ranges(paths: Sequence[Path], range_bytes: int = RANGE_BYTES) -> list[Range]:
