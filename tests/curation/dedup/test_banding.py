@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.dedup.banding import MOST_LEADERS, REMOVED, SMALL, Buckets, band_keys, banding, emit, group, leave, live, next_leaders
+from curation.dedup.banding import MOST_LEADERS, SMALL, Buckets, band_keys, banding, emit, group, leave, live, next_leaders
+from curation.dedup.decide import REMOVED
 
 Pairs = list[tuple[int, int]]
 
