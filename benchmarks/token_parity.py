@@ -34,10 +34,11 @@ def documents(path: Path, column: str) -> Iterator[str]:
         for batch in pq.ParquetFile(path).iter_batches(BATCH, columns=[column]):
             yield from (text for text in batch.column(0).to_pylist() if text is not None)
         return
-    raw = path.open("rb")
-    opened = gzip.open(raw) if path.suffix == ".gz" else zstandard.ZstdDecompressor().stream_reader(raw) if path.suffix == ".zst" else raw
-    with io.TextIOWrapper(opened, encoding="utf-8", newline="\n") as lines:
-        for line in lines:
+    with path.open("rb") as raw:
+        plain = {".gz": lambda: gzip.GzipFile(fileobj=raw), ".zst": lambda: zstandard.ZstdDecompressor().stream_reader(raw)}.get(
+            path.suffix, lambda: raw
+        )()
+        for line in io.TextIOWrapper(plain, encoding="utf-8", newline="\n"):
             yield orjson.loads(line)[column]
 
 
