@@ -1,1 +1,1 @@
-"""Duplicates: exact by content hash, near ones by MinHash candidates that are all verified by exact Jaccard. Keeps `A document removed` explainable."""
+"""Duplicates: exact ones by content hash; near ones by MinHash candidates, every one verified by exact Jaccard. Every removal names its survivor."""

@@ -2,8 +2,8 @@
 
 An index file holds the held-out documents' rows, contents, signatures and shingle sets; every task reads it anew (2 KB per 1,000 characters held out). A document matches when its
 content hash equals one of theirs or its verified Jaccard with one reaches the threshold. Held-out sets are small and a miss is a leak, so the
-bands are chosen for a recall of `RECALL` at the threshold: about one pair in a million is missed there, and one by the
-signatures standing `MARGIN` standard errors below the threshold; far fewer above it.
+bands are chosen for a recall of `RECALL` at the threshold: about one pair in a million is missed there, far fewer above it,
+and none to speak of because its signatures stand `MARGIN` standard errors below the threshold.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from curation.dedup.runs import DUPLICATES
 from curation.words import Hashes, Offsets
 
 RECALL = 1 - 1e-6
-MARGIN = 5.0
-_MET = 1 << 24  # pairs marked at once, a byte each
+MARGIN = 6.0
 
 
 class HoldoutIndex(NamedTuple):
@@ -60,14 +59,20 @@ def open_holdout_index(path: Path) -> HoldoutIndex:
 
 
 def match_holdout(
-    texts: pa.LargeStringArray, contents: npt.NDArray[np.uint64], signatures: Signatures, index: HoldoutIndex, threshold: float
+    texts: pa.LargeStringArray,
+    contents: npt.NDArray[np.uint64],
+    signatures: Signatures,
+    index: HoldoutIndex,
+    threshold: float,
+    pairs_at_once: int = 1 << 24,
 ) -> npt.NDArray[np.void]:
     """`DUPLICATES` of the texts that equal a held-out document or resemble one: the most similar one, the lowest row among equals.
 
-    texts, contents u64[n, 2] and signatures u32[n, 128] are those of one shard, position by position. Only candidates' texts are read.
+    texts, contents u64[n, 2] and signatures u32[n, 128] are those of one shard, position by position. Only candidates' texts are read. `pairs_at_once`
+    bounds memory (a byte each) and changes nothing.
     """
     copies = _equal_contents(contents, index)
-    near = _candidates(signatures, index.signatures, threshold)
+    near = _candidates(signatures, index.signatures, threshold, pairs_at_once)
     wanted, at = np.unique(near[0], return_inverse=True)
     sets, offsets = shingles(texts.take(pa.array(wanted)))
     similarity = jaccards(sets, _spans(offsets, at), index.sets, _spans(index.offsets, near[1]))
@@ -96,7 +101,7 @@ def _equal_contents(contents: npt.NDArray[np.uint64], index: HoldoutIndex) -> np
     return np.array(pairs, np.int64).reshape(-1, 2).T
 
 
-def _candidates(left: Signatures, right: Signatures, threshold: float) -> npt.NDArray[np.int64]:
+def _candidates(left: Signatures, right: Signatures, threshold: float, pairs_at_once: int) -> npt.NDArray[np.int64]:
     """i64[2, n]: distinct pairs of positions that share a band and whose signatures do not rule them out."""
     bands = banding(threshold, RECALL)
     left_at, right_at = np.flatnonzero(has_shingles(left)), np.flatnonzero(has_shingles(right))
@@ -104,7 +109,7 @@ def _candidates(left: Signatures, right: Signatures, threshold: float) -> npt.ND
     orders = np.argsort(right_keys, axis=1)
     right_keys = np.take_along_axis(right_keys, orders, 1)
     pairs = [np.empty((2, 0), np.int64)]
-    step = max(_MET // max(len(right_at), 1), 1)
+    step = max(pairs_at_once // max(len(right_at), 1), 1)
     for at in range(0, len(left_at), step):
         chunk = left_at[at : at + step]
         met = np.zeros((len(chunk), len(right_at)), bool)

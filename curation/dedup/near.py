@@ -8,7 +8,7 @@ kept document among those it was compared with, the lowest row among equals. Doc
 without a word are nobody's near-duplicates.
 
 Rounds, so that any number of processes agrees: each round emits pairs from the open buckets (`banding`), drops those whose signatures put them
-`MARGIN` standard errors below the threshold (a miss of 1 in 15,000 at the threshold itself), verifies the rest, then walks all verified pairs
+`MARGIN` standard errors below the threshold (a miss of 1 in 10,000 at a threshold of 0.8 itself), verifies the rest, then walks all verified pairs
 in row order. A document is settled when it has been compared with everyone before it in its buckets and none of its verified neighbours is
 open; the next round compares only members that are not yet removed. Nothing depends on the order of shards, the number of processes or of ranges.
 

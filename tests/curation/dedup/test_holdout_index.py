@@ -25,11 +25,13 @@ def contents(texts: list[str]) -> npt.NDArray[np.uint64]:
     return np.frombuffer(b"".join(xxhash.xxh3_128_digest(text.encode()) for text in texts), np.uint64).reshape(-1, 2)
 
 
-def matches(folder: Path, held: dict[int, str], texts: list[str], threshold: float) -> dict[int, tuple[int, float]]:
+def matches(
+    folder: Path, held: dict[int, str], texts: list[str], threshold: float, pairs_at_once: int = 1 << 24
+) -> dict[int, tuple[int, float]]:
     held_texts = list(held.values())
     write_holdout_index(folder / "index.npz", arrow(held_texts), contents(held_texts), np.array(list(held), np.uint64))
     index = open_holdout_index(folder / "index.npz")
-    found = match_holdout(arrow(texts), contents(texts), signatures(arrow(texts)), index, threshold)
+    found = match_holdout(arrow(texts), contents(texts), signatures(arrow(texts)), index, threshold, pairs_at_once)
     return {position: (survivor, similarity) for position, survivor, similarity in found.tolist()}
 
 
@@ -68,6 +70,7 @@ def test_match_holdout_random_edits_equal_all_pairs(tmp_path: Path, threshold: f
     expected = plain_matches(held, texts, threshold)
     assert len(expected) > 30
     assert matches(tmp_path, held, texts, threshold) == expected
+    assert matches(tmp_path, held, texts, threshold, pairs_at_once=300) == expected
 
 
 def test_match_holdout_copies_ties_and_wordless_texts_follow_the_rule(tmp_path: Path) -> None:

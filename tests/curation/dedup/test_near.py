@@ -237,6 +237,23 @@ def test_near_duplicates_of_one_template_take_few_comparisons() -> None:
     assert report["pairs_given_up"] == 0
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_near_duplicates_large_buckets_of_kept_and_removed_members_decide_as_all_pairs(seed: int) -> None:
+    rng = random.Random(seed)
+    template = [f"t{i}" for i in range(60)]
+    pages = []
+    for _ in range(400):
+        page = list(template)
+        for at in rng.sample(range(60), rng.randrange(7)):
+            page[at] = f"{page[at]}v{rng.randrange(3)}"
+        pages.append(" ".join(page))
+    _, truth = all_pairs(pages, 0.5)
+    found, report = near(pages, 0.5, seed=seed)
+    assert set(found) == set(truth)
+    assert 200 < len(truth) < 398
+    assert report["rounds"] > 2
+
+
 def test_near_duplicates_of_one_template_below_the_threshold_all_stay() -> None:
     pages = 300
     found, report = near(templated(pages, 40), 0.8)  # 196/276 = 0.71 of each other
