@@ -49,7 +49,8 @@ def build(recipe: Recipe, folder: Path, target: Path, run: Run, *, replace: bool
         digests.save()
         if (digest := _unchanged(resolved, target, work)) is not None:
             return Built(target, digest, True, time.monotonic() - began, {}, {}, [])
-        _refuse_target(target, replace=replace)
+        _refuse_target(target)
+        encoder = Encoder.open(resolved.tokenizer)
         corpus = read_corpus(resolved.sources, tuple(recipe.clean), work, engine)
         holdout = reserve(recipe.holdout, recipe.seed, corpus, work, engine) if recipe.holdout else None
         scratch = work.room("scratch")
@@ -63,7 +64,9 @@ def build(recipe: Recipe, folder: Path, target: Path, run: Run, *, replace: bool
         with ManifestWriter(target, resolved.tokenizer.dtype, replace=replace) as writer:
             writer.tokenizer(resolved.tokenizer.files)
             used = assemble(writer, corpus, decided.state, resolved.steps, planned, documents, engine)
-            digest = writer.finish(_header(resolved, corpus, decided, measured, used, planned), _provenance(resolved, run, began))
+            digest = writer.finish(
+                _header(resolved, corpus, decided, measured, used, planned), _provenance(resolved, encoder.name, run, began)
+            )
         write_json(
             work.room("builds") / f"{resolved.key}.json", {"digest": digest, "shards": [_portable(shard, work) for shard in corpus.shards]}
         )
@@ -84,7 +87,7 @@ def _unchanged(resolved: Resolved, target: Path, work: Work) -> str | None:
     return digest if Manifest.open(target).digest == digest else None
 
 
-def _refuse_target(target: Path, *, replace: bool) -> None:
+def _refuse_target(target: Path) -> None:
     """Says at the start, not after hours, that the target folder is something else."""
     if target.exists() and any(target.iterdir()) and not (target / "manifest.json").is_file():
         raise UserError(f"-o {target}: exists and is not a manifest; choose another folder or remove it")
@@ -145,7 +148,7 @@ def _dropped(fates: dict[int, int], steps: list[Step]) -> list[dict[str, Any]]:
     return [{"step": step, "rule": rule[step], "documents": count} for step, count in sorted(by_step.items())]
 
 
-def _provenance(resolved: Resolved, run: Run, began: float) -> dict[str, Any]:
+def _provenance(resolved: Resolved, encoder: str, run: Run, began: float) -> dict[str, Any]:
     packages = ("tilth", "polars", "pyarrow", "numpy", "numba", "datasketch", "fasttext", "tokenizers", "fastokens")
     return {
         "built_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -154,7 +157,7 @@ def _provenance(resolved: Resolved, run: Run, began: float) -> dict[str, Any]:
         "machine": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
-        "encoder": Encoder.open(resolved.tokenizer).name,
+        "encoder": encoder,
         "work": str(run.work.resolve()),
         "build": resolved.key,
         "roots": {source.name: str(source.root) for source in resolved.sources},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -20,6 +21,7 @@ def answers(command: Command) -> Command:
 
     @wraps(command)
     def answered(*args: Any, **options: Any) -> None:
+        warnings.showwarning = _warn
         try:
             command(*args, **options)
         except UserError as error:
@@ -30,6 +32,10 @@ def answers(command: Command) -> Command:
             sys.exit(130)
 
     return answered
+
+
+def _warn(message: Warning | str, *_: Any) -> None:
+    click.echo(f"curate: warning: {message}", err=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

@@ -11,6 +11,7 @@ import ctypes
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -94,6 +95,7 @@ def _start_worker(parent: int) -> None:
     """A worker computes on one thread, leaves Ctrl-C to the build, and does not outlive it (Linux; elsewhere an orphan ends with its task)."""
     for name in _ONE_THREAD:
         os.environ[name] = "1"
+    warnings.simplefilter("ignore")  # what is worth saying, the build says once
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)

@@ -72,7 +72,7 @@ def spelled_config(config: BaseModel, references: list[Referenced]) -> dict[str,
             return by_role[name]
         return {inner: spell(inner, one) for inner, one in value.items()} if isinstance(value, dict) else value
 
-    return {name: spell(name, value) for name, value in config.model_dump().items()}
+    return {name: spell(name, value) for name, value in config.model_dump(by_alias=True).items()}
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if not path.is_file():
         raise UserError(f"{path}: no such recipe file")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        with path.open(encoding="utf-8") as file:
+            values = yaml.load(file, _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
