@@ -21,7 +21,7 @@ def answers(command: Command) -> Command:
 
     @wraps(command)
     def answered(*args: Any, **options: Any) -> None:
-        warnings.showwarning = _warn
+        warnings.showwarning = _warn  # type: ignore[assignment]
         try:
             command(*args, **options)
         except UserError as error:
