@@ -48,7 +48,7 @@ def tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) ->
     named |= {f"model/{name}": buffer for name, buffer in model.named_buffers() if name in kept}
     if optimizer is not None:
         for name, parameter in model.named_parameters():
-            named |= {f"{kind}/{name}": value for kind, value in optimizer.state.get(parameter, {}).items()}
+            named |= {f"{kind}/{name}": value for kind, value in optimizer.state[parameter].items()}
     return named
 
 

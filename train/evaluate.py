@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from mixing.manifest import Manifest
 from mixing.measurements import Measurement
-from train.model import World, losses, tally
+from train.model import World, evaluating, losses, tally
 from train.stream import EMPTY_ROW, Rows, fill
 
 
@@ -85,12 +85,10 @@ def _packed(pieces: list[npt.NDArray[Any]], width: int) -> Iterator[list[npt.NDA
 def evaluate(model: PreTrainedModel, held: Holdouts, precision: str, world: World) -> dict[str, Score]:
     """The score of every source, equal on all processes."""
     sums = torch.zeros(3, len(held.sources), dtype=torch.float64, device=world.device)
-    model.train(False)
-    with torch.no_grad():
+    with evaluating(model):
         for rows in held.rows:
             there = rows.to(world.device)
             sums += tally(losses(model, there, precision), there, len(held.sources))
-    model.train()
     nats, predictions, _tokens = world.total(sums).tolist()
     return {
         source: Score(nats[number], int(predictions[number]), size)

@@ -149,7 +149,7 @@ def prepared(run: Run, newest: Path | None) -> tuple[PreTrainedModel, torch.opti
         model = models.load_weights(config.model.path)
     else:
         model = models.new_model(models.architecture(config), config.seed)
-    models.refuse_mismatch(model, config.model.path, manifest)
+    models.refuse_mismatch(model, config.model.path if newest is None and config.start == "weights" else None, manifest)
     if newest is None and world.rank == 0:
         checkpoint.write_blueprint(folder, model, manifest)
     model = models.place(model, config, world)
@@ -193,9 +193,9 @@ def take_step(run: Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer
         there = rows.to(world.device)
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(number == len(step.micro_batches) - 1)
-        with torch.set_grad_enabled(step.predictions > 0):
-            nats = models.losses(model, there, config.precision)
+        nats = torch.zeros(there.targets.shape)
         if step.predictions:
+            nats = models.losses(model, there, config.precision)
             (nats.sum() / step.predictions).backward()  # type: ignore[no-untyped-call]
         sums += models.tally(nats, there, sums.shape[1])
     sums = world.total(sums).cpu()

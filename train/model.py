@@ -90,6 +90,7 @@ def new_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
 def architecture(config: Config) -> PretrainedConfig:
     """The transformers configuration that `model` names."""
     if config.model.path is not None:
+        refuse_absent_folder(config.model.path)
         try:
             found: PretrainedConfig = AutoConfig.from_pretrained(config.model.path)
             return found
@@ -112,6 +113,7 @@ def architecture(config: Config) -> PretrainedConfig:
 
 def load_weights(path: str) -> PreTrainedModel:
     """The model at `path` with its weights; refused if transformers would make any of them up."""
+    refuse_absent_folder(path)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=torch.float32, attn_implementation=attention.NAME, use_safetensors=True, output_loading_info=True
@@ -125,6 +127,12 @@ def load_weights(path: str) -> PreTrainedModel:
         )
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def refuse_absent_folder(path: str) -> None:
+    """A path that no hub name looks like is not looked for there."""
+    if not Path(path).is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise UserError(f"model.path: {path}: no such folder; give a folder or hub name of a transformers model")
 
 
 def _first_line(error: Exception) -> str:
@@ -186,7 +194,20 @@ def place(model: PreTrainedModel, config: Config, world: World) -> PreTrainedMod
         fully_shard(module, mesh=mesh, mp_policy=policy)
         assert isinstance(module, FSDPModule)
         module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
     return model
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Forward passes without gradients. Without a backward pass FSDP leaves the root gathered: its parameters, as named outside, would not be those
+    that the optimizer moves."""
+    model.train(False)
+    with torch.no_grad():
+        yield
+    model.train()
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 def logits(model: PreTrainedModel, rows: Rows, precision: str) -> torch.Tensor:
@@ -234,6 +255,5 @@ def check_isolation(model: PreTrainedModel, config: Config, manifest: Manifest, 
             model.set_attn_implementation(attention.NAME)
 
     tolerance = 1e-4 if config.precision == "fp32" else 0.05
-    model.train(False)
-    attention.check_isolation(packed, alone, manifest.tokenizer["vocab_size"], manifest.sequence_length, tolerance)
-    model.train()
+    with evaluating(model):
+        attention.check_isolation(packed, alone, manifest.tokenizer["vocab_size"], manifest.sequence_length, tolerance)

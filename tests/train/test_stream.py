@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixing import UserError
+from mixing.manifest import Manifest
+from train.stream import EMPTY_ROW, IGNORED, fill, micro_batch_size, read_rows, read_step, steps
+
+CPU = torch.device("cpu")
+
+
+def test_rows_hold_the_spans_of_their_sequences_each_as_a_piece_of_its_own(manifest: Manifest) -> None:
+    """Against the plan's columns, read one span at a time."""
+    for first in range(0, manifest.sequences, 16):
+        last = min(first + 16, manifest.sequences)
+        rows = read_rows(manifest, first, last, 16)
+        bounds = rows.boundaries.tolist()
+        for row, sequence in enumerate(range(first, last)):
+            spans = manifest.spans(sequence, sequence + 1)
+            at = 0
+            for file, token_row, start, length in zip(spans.file, spans.token_row, spans.start, spans.length, strict=True):
+                document = manifest.token_file(int(file))
+                begin = int(document.offsets[token_row]) + int(start)
+                ids = document.ids[begin : begin + int(length)].tolist()
+                assert rows.input_ids[row, at : at + len(ids)].tolist() == ids
+                assert rows.targets[row, at : at + len(ids)].tolist() == [*ids[1:], IGNORED]
+                assert rows.position_ids[row, at : at + len(ids)].tolist() == list(range(len(ids)))
+                assert row * manifest.sequence_length + at in bounds
+                at += len(ids)
+            assert rows.tokens[row] == at
+            assert (rows.targets[row, at:] == IGNORED).all()
+            assert rows.component[row] == manifest.components(sequence, sequence + 1)[0]
+        pieces = len(manifest.spans(first, last).length) + int((rows.tokens < manifest.sequence_length).sum())
+        assert len(bounds) == pieces + 1
+        assert rows.longest == np.diff(bounds).max()
+
+
+@pytest.mark.parametrize(("batch", "micro_batch", "world"), [(8, 8, 1), (8, 2, 1), (8, 2, 2), (12, 3, 4), (7, 7, 1)])
+def test_steps_whatever_the_world_feed_every_sequence_once(batch: int, micro_batch: int, world: int, manifest: Manifest) -> None:
+    fed: dict[int, list[list[int]]] = {}
+    for rank in range(world):
+        for step in steps(manifest, 0, batch, micro_batch, rank, world, CPU):
+            rows = fed.setdefault(step.first, [[]] * batch)
+            for number, micro in enumerate(step.micro_batches):
+                for row in range(micro_batch):
+                    rows[(number * world + rank) * micro_batch + row] = micro.input_ids[row, : micro.tokens[row]].tolist()
+            assert step.tokens == int(manifest.tokens(step.first, step.last).sum())
+
+    expected = []
+    for sequence in range(manifest.sequences):
+        spans = manifest.spans(sequence, sequence + 1)
+        parts = [manifest.ids(*(int(value) for value in span)) for span in zip(*spans[1:5], strict=True)]
+        expected.append(np.concatenate(parts).tolist())
+    flat = [row for first in sorted(fed) for row in fed[first]]
+    assert flat[: manifest.sequences] == expected
+    assert all(row == [] for row in flat[manifest.sequences :])
+
+
+def test_short_last_step_counts_only_what_is_there(manifest: Manifest) -> None:
+    first = manifest.sequences - 3
+    step = read_step(manifest, first, 8, 4, 0, 1)
+
+    there, empty = step.micro_batches
+    assert (step.first, step.last) == (first, manifest.sequences)
+    assert there.component.tolist() == [*manifest.components(first, manifest.sequences).tolist(), EMPTY_ROW]
+    assert empty.component.tolist() == [EMPTY_ROW] * 4
+    assert (empty.targets == IGNORED).all()
+    assert sum(int((micro.targets != IGNORED).sum()) for micro in step.micro_batches) == step.predictions
+    assert sum(int(micro.tokens.sum()) for micro in step.micro_batches) == step.tokens
+
+
+def test_steps_from_any_sequence_are_those_of_the_whole_stream(manifest: Manifest) -> None:
+    whole = {step.first: step for step in steps(manifest, 0, 8, 8, 0, 1, CPU)}
+    for first in (8, 80, max(whole)):
+        for step in steps(manifest, first, 8, 8, 0, 1, CPU):
+            for ours, theirs in zip(step.micro_batches, whole[step.first].micro_batches, strict=True):
+                assert torch.equal(ours.input_ids, theirs.input_ids)
+                assert torch.equal(ours.boundaries, theirs.boundaries)
+
+
+@given(st.lists(st.lists(st.integers(1, 9), max_size=4).filter(lambda row: sum(row) <= 20), min_size=1, max_size=5))
+def test_fill_with_any_pieces_predicts_length_minus_one_of_each(lengths: list[list[int]]) -> None:
+    rows = fill([[np.arange(1, n + 1) for n in row] for row in lengths], [0] * len(lengths), 20)
+
+    assert int((rows.targets != IGNORED).sum()) == sum(n - 1 for row in lengths for n in row)
+    assert rows.tokens.tolist() == [sum(row) for row in lengths]
+    assert rows.boundaries[-1] == 20 * len(lengths)
+    restarts = (rows.position_ids.flatten() == 0).nonzero().flatten()
+    assert torch.equal(restarts, rows.boundaries[:-1].long())
+    assert torch.equal(rows.targets[rows.targets != IGNORED], rows.input_ids[rows.targets != IGNORED] + 1)
+
+
+def test_batch_that_cannot_be_dealt_evenly_is_refused() -> None:
+    assert micro_batch_size(8, None, 2) == 4
+    assert micro_batch_size(8, 2, 2) == 2
+    for batch, micro_batch, world in ((8, 3, 1), (8, None, 3), (2, None, 4)):
+        with pytest.raises(UserError, match=f"batch: {batch} sequences cannot be dealt to {world}"):
+            micro_batch_size(batch, micro_batch, world)
