@@ -8,6 +8,7 @@ index for Parquet. Blank lines are not records. Nothing here raises for bad data
 from __future__ import annotations
 
 import io
+import json
 import re
 import unicodedata
 import zlib
@@ -21,7 +22,9 @@ import pyarrow.parquet as pq
 import zstandard
 
 BLOCK = 4 << 20
+DECODED_AT_ONCE = 4 << 10  # compressed bytes: what stands in front of damage is lost only within such a piece
 EXCERPT = 200
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 Value = str | int | float | bool | None
 
@@ -65,27 +68,34 @@ def read_json_lines(path: Path, fields: Fields, begin: int = 0, end: int | None 
 
 
 def _lines(path: Path, begin: int, end: int | None) -> Iterator[tuple[int, bytes | str]]:
-    """(offset, line without its end); a str instead of bytes is the reason why the stream broke off there."""
+    """(offset, line without its end and a byte order mark); a str instead of bytes is the reason why the stream broke off there."""
+    for position, line in _stored_lines(path, begin, end):
+        yield position, line.removeprefix(BYTE_ORDER_MARK) if position == 0 and isinstance(line, bytes) else line
+
+
+def _stored_lines(path: Path, begin: int, end: int | None) -> Iterator[tuple[int, bytes | str]]:
     with path.open("rb") as handle:
         position = _seek_line(handle, begin) if begin else 0
-        rest = b""
+        parts: list[bytes] = []  # of the line that has begun
         for block in _blocks(handle):
             if isinstance(block, str):
-                if rest:
-                    yield position, rest
-                yield position + len(rest), block
+                last = b"".join(parts)
+                if last:
+                    yield position, last
+                yield position + len(last), block
                 return
-            if position == 0 and not rest and block.startswith(b"\xef\xbb\xbf"):
-                block, position = block[3:], 3
-            lines = (rest + block).split(b"\n")
-            rest = lines.pop()
-            for line in lines:
+            first, *others = block.split(b"\n")
+            parts.append(first)
+            for other in others:
                 if end is not None and position >= end:
                     return
+                line = b"".join(parts)
                 yield position, line
                 position += len(line) + 1
-        if rest and (end is None or position < end):
-            yield position, rest
+                parts = [other]
+        last = b"".join(parts)
+        if last and (end is None or position < end):
+            yield position, last
 
 
 def _blocks(handle: io.BufferedReader) -> Iterator[bytes | str]:
@@ -97,16 +107,21 @@ def _blocks(handle: io.BufferedReader) -> Iterator[bytes | str]:
         return
     decoder, ended = _decoder(kind), False
     while chunk := handle.read(BLOCK // 16):
-        while chunk:
-            if ended:
-                decoder, ended = _decoder(kind), False
-            try:
-                yield decoder.decompress(chunk)
-            except (zlib.error, zstandard.ZstdError) as error:
-                yield f"damaged {kind} stream: {_one_line(error)}"
-                return
-            ended = decoder.eof
-            chunk = decoder.unused_data if ended else b""
+        decoded = []
+        for begin in range(0, len(chunk), DECODED_AT_ONCE):
+            piece = chunk[begin : begin + DECODED_AT_ONCE]
+            while piece:
+                if ended:
+                    decoder, ended = _decoder(kind), False
+                try:
+                    decoded.append(decoder.decompress(piece))
+                except (zlib.error, zstandard.ZstdError) as error:
+                    yield b"".join(decoded)
+                    yield f"damaged {kind} stream: {_one_line(error)}"
+                    return
+                ended = decoder.eof
+                piece = decoder.unused_data if ended else b""
+        yield b"".join(decoded)
     if not ended:
         yield f"damaged {kind} stream: it ends too early"
 
@@ -126,7 +141,8 @@ def decoded_size(path: Path, sample: int) -> int:
 
 
 def _decoder(kind: str) -> Any:
-    return zlib.decompressobj(wbits=31) if kind == "gzip" else zstandard.ZstdDecompressor().decompressobj()
+    """A decoder of one member or frame, of any window that zstd can write (`--long=31`)."""
+    return zlib.decompressobj(wbits=31) if kind == "gzip" else zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
 
 
 def _one_line(error: BaseException) -> str:
@@ -138,7 +154,10 @@ def _compression(handle: io.BufferedReader) -> str:
     handle.seek(0)
     magic = handle.read(4)
     handle.seek(here)
-    return "gzip" if magic[:2] == b"\x1f\x8b" else "zstd" if magic == b"\x28\xb5\x2f\xfd" else "plain"
+    if magic[:2] == b"\x1f\x8b":
+        return "gzip"
+    skippable = magic[1:] == b"\x2a\x4d\x18" and magic[0] & 0xF0 == 0x50  # pzstd begins with such a frame
+    return "zstd" if skippable or magic == b"\x28\xb5\x2f\xfd" else "plain"
 
 
 def is_compressed(path: Path) -> bool:
@@ -172,7 +191,7 @@ def _from_line(position: int, line: bytes, fields: Fields) -> Record:
     if not isinstance(text, str):
         reason = f"no '{fields.text}'" if text is None else f"'{fields.text}' is not a string"
         return _refused(position, size, reason, line)
-    key = as_key(values.get(fields.key)) if fields.key else None
+    key = as_key(_exact(values.get(fields.key), line, fields.key)) if fields.key else None
     return Record(position, size, text, key, tuple(as_type(values.get(name), kind) for name, kind in fields.columns.items()), None, "")
 
 
@@ -186,17 +205,36 @@ def _why_broken(line: bytes) -> str:
     return "broken JSON"
 
 
-def as_key(value: object) -> str | None:
-    """A user's key as text: integers in decimal, null stays null, anything else that is no string as JSON."""
-    if value is None or isinstance(value, str):
+def _exact(value: object, line: bytes, name: str) -> object:
+    """A key as it is written: orjson reads an integer beyond 64 bits as a float, which would give many documents one key."""
+    if not isinstance(value, float):
         return value
-    return orjson.dumps(value).decode()
+    try:
+        return json.loads(line, parse_int=str, parse_float=str)[name]
+    except RecursionError:
+        return value
+
+
+def as_key(value: object) -> str | None:
+    """A user's key as text: null stays null, numbers as they are written, what is no text as JSON."""
+    return None if value is None else _as_text(value)
+
+
+def _as_text(value: object) -> str:
+    """Text and bytes as they are, bytes that are no UTF-8 as escapes, anything else as JSON."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, bool | int | float | list | tuple | dict):
+        return orjson.dumps(value, default=_as_text).decode()
+    return str(value)
 
 
 def as_type(value: object, kind: str) -> Value:
     """`value` as a column of type `kind`; what does not fit is null."""
     if kind == "string":
-        return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
+        return as_key(value)
     if kind == "bool":
         return value if isinstance(value, bool) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -251,8 +289,6 @@ def read_parquet(path: Path, fields: Fields, first_group: int = 0, last_group: i
 
 def _from_table(position: int, table: pa.Table, fields: Fields) -> Iterator[Record]:
     texts = _decoded_column(table[fields.text])
-    if pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type):
-        texts = texts.cast(pa.large_binary())
     keys = _decoded_column(table[fields.key]).to_pylist() if fields.key else [None] * table.num_rows
     carried = [_decoded_column(table[name]).to_pylist() for name in fields.columns]
     kinds = list(fields.columns.values())
@@ -261,7 +297,7 @@ def _from_table(position: int, table: pa.Table, fields: Fields) -> Iterator[Reco
         if raw is None:
             yield _refused(here, 0, f"no '{fields.text}'", "")
         elif not isinstance(raw, bytes):
-            yield _refused(here, 8, f"'{fields.text}' is not a string", str(raw))
+            yield _refused(here, 8, f"'{fields.text}' is not a string", _as_text(raw))
         else:
             try:
                 text = raw.decode()
@@ -273,7 +309,16 @@ def _from_table(position: int, table: pa.Table, fields: Fields) -> Iterator[Reco
 
 
 def _decoded_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    """A column whose values Python can hold: text as bytes, since a file may call UTF-8 what is not, and times, of which Python knows too few, as Arrow writes them."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _decoded_column(column.cast(kind.value_type))
+    if pa.types.is_duration(kind):
+        return column.cast(pa.int64())
+    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
+        return column.cast(pa.large_string())
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind in (pa.string_view(), pa.binary_view())
+    return column.cast(pa.large_binary()) if text else column
 
 
 def parquet_columns(schema: pa.Schema) -> dict[str, str]:
@@ -296,7 +341,8 @@ def parquet_columns(schema: pa.Schema) -> dict[str, str]:
 _C0 = bytes(code for code in (*range(32), 127) if code not in (9, 10, 13))
 _C1 = re.compile("[\x80-\x9f]")
 _VISIBLE = re.compile(
-    r"[^\s\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\x00-\x1f\x7f-\x9f]"
+    r"[^\s\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    r"\U000e0000-\U000e0fff\x00-\x1f\x7f-\x9f]"
 )
 
 

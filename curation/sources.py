@@ -33,7 +33,7 @@ from curation.reading import CLEAN, Fields, Record
 from curation.work import Digests, Work, folder_atomic, key_of, sha256_file
 from mixing import UserError
 
-SHARD_VERSION = "1"
+SHARD_VERSION = "2"
 CUT = 64 << 20
 SMALL = 8 << 20
 BUCKETS = 256
