@@ -1,0 +1,70 @@
+"""Kill a build at random instants, resume it until it ends, and compare its digest with that of a build left alone.
+
+    python benchmarks/kill_and_resume.py RECIPE --kills 12
+
+Each round starts `curate build` on two workers in a fresh process and kills it with SIGKILL after a random time within the length of the undisturbed build; what it left in
+its work directory stays. Prints one line a round, the digests, and exits 1 if they differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+CURATE = [sys.executable, "-c", "from curation.cli import main; main(prog_name='curate')"]
+
+
+def build(recipe: Path, folder: Path, seconds: float | None) -> bool:
+    """Runs a build to its end, or kills it after `seconds`; whether it ended."""
+    command = [*CURATE, "build", str(recipe), "-o", str(folder / "manifest"), "--work", str(folder / "work"), "--workers", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        _, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        return False
+    if process.returncode:
+        sys.exit(errors.decode())
+    return True
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "manifest" / "manifest.json").read_bytes()).hexdigest()
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(exists=True, path_type=Path))
+@click.option("--kills", default=12, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+def main(recipe: Path, kills: int, seed: int) -> None:
+    chance = random.Random(seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        alone, killed = Path(scratch, "alone"), Path(scratch, "killed")
+        began = time.monotonic()
+        build(recipe, alone, None)
+        length = time.monotonic() - began
+        print(f"left alone: {length:.1f} s, digest {digest(alone)}")
+        done = 0
+        while done < kills:
+            seconds = chance.uniform(0.5, length)
+            if build(recipe, killed, seconds):
+                break
+            done += 1
+            files = sum(path.is_file() for path in (killed / "work").rglob("*"))
+            print(f"kill {done} after {seconds:.1f} s: {files} files in the work directory")
+        build(recipe, killed, None)
+        print(f"after {done} kills: digest {digest(killed)}")
+        sys.exit(digest(alone) != digest(killed))
+
+
+if __name__ == "__main__":
+    main()
