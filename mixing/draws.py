@@ -86,6 +86,14 @@ def _keys(members: Any, content: Any, seed: np.uint64, keys: Any) -> None:
         keys[i] = mixed ^ (mixed >> np.uint64(32))
 
 
+class _Exhausted(Exception):
+    """A component has no more documents that may be visited; `found` tokens of the stage were."""
+
+    def __init__(self, found: int) -> None:
+        super().__init__(found)
+        self.found = found
+
+
 class ComponentDraws:
     """One component's documents over all stages: where the cursor stands, how often each was visited, which are open."""
 
@@ -109,31 +117,40 @@ class ComponentDraws:
 
     def take(self, stage: str, draw: str, rounds: Sequence[int]) -> Drawn:
         """The pieces of one stage, whose rounds ask for so many tokens each."""
-        if draw == "fresh":
-            drawn = [self._fresh(stage, number, asked) for number, asked in enumerate(rounds)]
-        elif draw == "fixed" and len(rounds) > 1:
-            drawn = self._fixed(stage, rounds)
-        else:
-            # The end of a round is no reason to cut a document that goes on right after it.
-            drawn = [self._cursor(stage, sum(rounds))]
+        try:
+            if draw == "fresh":
+                drawn = self._fresh(stage, rounds)
+            elif draw == "fixed" and len(rounds) > 1:
+                drawn = self._fixed(stage, rounds)
+            else:
+                # The end of a round is no reason to cut a document that goes on right after it.
+                drawn = [self._cursor(sum(rounds))]
+        except _Exhausted as short:
+            most = f"max_epochs {float(self.cap):g} lets no document be visited more than {self._most} times"
+            remedy = f"lower its weight, tokens or rounds there, raise max_epochs.{self.name}, or add documents"
+            found = f"component '{self.name}' and finds {short.found:,}"
+            raise UserError(f"mixture: stage '{stage}' asks {sum(rounds):,} tokens of {found}: {most}; {remedy}") from None
         cuts = sum(self._ends_inside(pieces) for pieces in drawn)
         return Drawn(_joined(drawn), cuts)
 
-    def _cursor(self, stage: str, asked: int) -> Pieces:
-        """Go on where the component's last draw by cursor stopped, its open tail first; reshuffle at the end of each pass."""
+    def _cursor(self, asked: int, repeats: int = 0) -> Pieces:
+        """Go on where the component's last draw by cursor stopped, its open tail first; reshuffle at the end of each pass.
+
+        Only documents that may be visited `repeats` times more than this once are taken.
+        """
         parts: list[Pieces] = []
         left = asked
         if self._tail in self._open:
-            parts, _ = self._walk(np.array([self._tail], np.uint32), 0, left)
+            parts, _ = self._walk(np.array([self._tail], np.uint32), 0, left, repeats)
             left -= _tokens(parts)
         while left:
             if self._place == len(self._order):
                 self._pass += 1
                 self._order, self._place = shuffled(self.members, self._documents.content, [self.seed, self.name, self._pass]), 0
             from_start = self._place == 0
-            more, self._place = self._walk(self._order, self._place, left)
+            more, self._place = self._walk(self._order, self._place, left, repeats)
             if from_start and not more:
-                raise self._exhausted(stage, asked, asked - left)
+                raise _Exhausted((asked - left) * (repeats + 1))
             parts += more
             left -= _tokens(more)
         pieces = _joined(parts)
@@ -141,31 +158,33 @@ class ComponentDraws:
             self._tail = int(pieces.document[-1])
         return pieces
 
-    def _fresh(self, stage: str, number: int, asked: int) -> Pieces:
-        """A round drawn anew from the whole component; a round larger than the component shuffles it again."""
-        parts: list[Pieces] = []
-        left, sweep = asked, 0
-        while left:
-            key = [self.seed, self.name, stage, number, *([sweep] if sweep else [])]
-            more, _ = self._walk(shuffled(self.members, self._documents.content, key), 0, left)
-            if not more:
-                raise self._exhausted(stage, asked, asked - left)
-            parts += more
-            left -= _tokens(more)
-            sweep += 1
-        return _joined(parts)
+    def _fresh(self, stage: str, rounds: Sequence[int]) -> list[Pieces]:
+        """Each round drawn anew from the whole component; a round larger than the component shuffles it again."""
+        drawn = []
+        for number, asked in enumerate(rounds):
+            parts: list[Pieces] = []
+            left, sweep = asked, 0
+            while left:
+                key = [self.seed, self.name, stage, number, *([sweep] if sweep else [])]
+                more, _ = self._walk(shuffled(self.members, self._documents.content, key), 0, left)
+                if not more:
+                    raise _Exhausted(sum(rounds[:number]) + asked - left)
+                parts += more
+                left -= _tokens(more)
+                sweep += 1
+            drawn.append(_joined(parts))
+        return drawn
 
     def _fixed(self, stage: str, rounds: Sequence[int]) -> list[Pieces]:
         """The first round by cursor, then its documents again, shuffled anew. Rounds may differ by a token: all read the longest one's stretch."""
         longest = max(rounds)
-        stretch = self._cursor(stage, longest)
+        stretch = self._cursor(longest, len(rounds) - 1)
         shorter = stretch if rounds[0] == longest else self._give_back(stretch)
         drawn = [shorter]
         for number, asked in enumerate(rounds[1:], 1):
-            again = stretch if asked == longest else shorter
-            pieces = self._repeat(again, [self.seed, self.name, stage, number])
+            pieces = self._repeat(stretch if asked == longest else shorter, [self.seed, self.name, stage, number])
             if pieces is None:
-                raise self._exhausted(stage, sum(rounds), sum(rounds[:number]))
+                raise _Exhausted(sum(rounds[:number]))
             drawn.append(pieces)
         return drawn
 
@@ -196,7 +215,7 @@ class ComponentDraws:
         self._note_open(document, start, length)
         return Pieces(document, start, length, (earlier[member[order]] + occurrence).astype(np.uint16))
 
-    def _walk(self, order: npt.NDArray[np.uint32], place: int, asked: int) -> tuple[list[Pieces], int]:
+    def _walk(self, order: npt.NDArray[np.uint32], place: int, asked: int, repeats: int = 0) -> tuple[list[Pieces], int]:
         """Up to `asked` tokens of the documents from `place` on, no document twice in `order`; and the place after the last one taken."""
         parts = []
         while asked and place < len(order):
@@ -205,7 +224,8 @@ class ComponentDraws:
             for open_document, read in self._open.items():
                 start[document == open_document] = read
             visits = self._visits[document]
-            length = np.where((visits < self._most) | (start > 0), self._documents.tokens[document] - start, 0)
+            allowed = visits.astype(np.int64) + (start == 0) + repeats <= self._most  # to go on with an open visit is no new one
+            length = np.where(allowed, self._documents.tokens[document] - start, 0)
             ends = np.cumsum(length)
             needed = int(np.searchsorted(ends, asked)) + 1
             document, start, length, visits = document[:needed], start[:needed], length[:needed], visits[:needed]
@@ -232,11 +252,6 @@ class ComponentDraws:
         """How many pieces end inside their document: the last one of the draw, or none."""
         end = pieces.start.astype(np.int64) + pieces.length
         return int((end < self._documents.tokens[pieces.document]).sum())
-
-    def _exhausted(self, stage: str, asked: int, found: int) -> UserError:
-        most = f"max_epochs {float(self.cap):g} lets no document be visited more than {self._most} times"
-        remedy = f"lower its weight, tokens or rounds there, raise max_epochs of {self.name}, or add documents"
-        return UserError(f"mixture: stage '{stage}' asks {asked:,} tokens of component '{self.name}' and finds {found:,}: {most}; {remedy}")
 
 
 def _tokens(parts: Sequence[Pieces]) -> int:
