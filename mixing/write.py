@@ -87,7 +87,7 @@ class ManifestWriter:
             assert len(offsets) == len(chunk_rows) + 1
             begin = 0
             while begin < len(chunk_rows):
-                room = self._token_file_ids - spool.ids_written
+                room = max(0, self._token_file_ids - spool.ids_written)
                 end = int(np.searchsorted(offsets, offsets[begin] + room, side="right")) - 1
                 if end <= begin and spool.documents == 0:
                     end = begin + 1  # a document longer than a file has one to itself
