@@ -7,6 +7,7 @@ a comparison which every shard makes for itself.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ class Cut(NamedTuple):
 
 LAST_ROW = 2**64 - 1
 EVERYTHING = Cut(float("inf"), LAST_ROW)
+NOTHING = Cut(float("nan"), 0)
 
 
 class Ranked(NamedTuple):
@@ -64,7 +66,7 @@ def find_cut(shards: list[Ranked], tokens: int | None, documents: int | None, sh
         if tokens is not None
         else documents
         if documents is not None
-        else int((share or 0) * sum(shard.documents for shard in shards))
+        else int(Fraction(str(share)) * sum(shard.documents for shard in shards))  # 0.29 of 100 is 29, and 28 in floating point
     )
     if sum(shard.cost for shard in shards) <= budget:
         return EVERYTHING
@@ -99,7 +101,7 @@ def _within_ties(shards: list[Ranked], key: float, budget: int) -> Cut:
     order = np.argsort(np.concatenate(rows))
     fitting = int(np.searchsorted(np.cumsum(np.concatenate(costs)[order]), budget, side="right"))
     if fitting == 0:
-        return Cut(float(np.nextafter(key, -np.inf)), LAST_ROW)
+        return NOTHING if key == -np.inf else Cut(float(np.nextafter(key, -np.inf)), LAST_ROW)
     return Cut(key, int(np.concatenate(rows)[order][fitting - 1]))
 
 
