@@ -11,16 +11,18 @@ import argparse
 import ast
 import importlib
 import inspect
+import json
 import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import click
 import pyarrow as pa
 import yaml
+from click.testing import CliRunner
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -36,6 +38,8 @@ FOLDERS = {
     "docs": "guides, concepts, reference (generated), LOG.md: what was tried",
 }
 PACKAGES = ("curation", "mixing", "train")
+MEANING = 90  # characters beside a file's name in the tree
+GOLDEN = "data_manifests/docs-v1"
 
 
 def main() -> None:
@@ -76,22 +80,19 @@ def commands() -> str:
 
     parts = ["Results go to stdout, progress and logs to stderr. What a user can mend ends with exit code 2 and one message."]
     for name, command in (("curate", curate), ("python -m train", train)):
-        parts += [f"## {name}\n\n```text\n{help_of(command, name)}\n```"]
-        parts += [f"### {path}\n\n```text\n{help_of(sub, path)}\n```" for path, sub in below(command, name)]
+        for path in paths(command):
+            title = " ".join([name, *path])
+            shown = CliRunner().invoke(command, [*path, "--help"], prog_name=name, terminal_width=100)
+            parts.append(f"{'###' if path else '##'} {title}\n\n```text\n{shown.output.strip()}\n```")
     return page("Commands", *parts)
 
 
-def below(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
+def paths(command: click.Command) -> Iterator[list[str]]:
+    """The words that lead to a command and to each one below it."""
+    yield []
     if isinstance(command, click.Group):
-        for name in command.list_commands(click.Context(command)):
-            sub = command.get_command(click.Context(command), name)
-            assert sub is not None
-            yield f"{path} {name}", sub
-            yield from below(sub, f"{path} {name}")
-
-
-def help_of(command: click.Command, path: str) -> str:
-    return command.get_help(click.Context(command, info_name=path, terminal_width=100, max_content_width=100)).strip()
+        for name in sorted(command.commands):
+            yield from ([name, *path] for path in paths(command.commands[name]))
 
 
 # The recipe and the training configuration
@@ -114,11 +115,19 @@ def training() -> str:
 
 
 def signals() -> str:
+    from curation.live import DEDUP
     from curation.signals import SIGNALS
 
     parts = [contract("curation.signals")]
-    for kind, signal in sorted(SIGNALS.items()):
-        parts += [f"## {kind}", contract(signal.config.__module__), *models(signal.config, level=3)]
+    seen: set[type[BaseModel]] = set()
+    for kind, signal in SIGNALS.items():
+        parts += [f"## {kind}", contract(signal.config.__module__), *models(signal.config, seen, level=3)]
+    parts += [
+        "# Duplicates",
+        "Signals that depend on the other documents alive at their step. The value is the pool row of the survivor, or null.",
+    ]
+    for kind, config in DEDUP.items():
+        parts += [f"## {kind}", *models(config, seen, level=3)]
     return page("Signals", *parts)
 
 
@@ -126,22 +135,29 @@ def contract(module: str) -> str:
     return inspect.cleandoc(importlib.import_module(module).__doc__ or "")
 
 
-def models(root: type[BaseModel], level: int = 2) -> list[str]:
-    """A section for a model and, in the order they are met, for every model below it."""
-    queue, seen, sections = [root], {root}, []
+def models(root: type[BaseModel], seen: set[type[BaseModel]] | None = None, level: int = 2) -> list[str]:
+    """A section for a model and, in the order they are met, for every model below it that is not in `seen` yet."""
+    seen = set() if seen is None else seen
+    seen.add(root)
+    queue, sections = [root], []
     while queue:
         model = queue.pop(0)
-        rows = [
-            (f"`{field.alias or name}`", type_name(field.annotation), default(field), field.description or "")
-            for name, field in model.model_fields.items()
-        ]
         doc = inspect.cleandoc(model.__doc__ or "")
-        sections += [f"{'#' * level} {model.__name__}\n\n{doc}\n\n" + table(("key", "type", "default", "meaning"), rows)]
+        sections.append(f"{'#' * level} {model.__name__}\n\n{doc}\n\n{fields(model)}")
         for field in model.model_fields.values():
             fresh = [found for found in models_in(field.annotation) if found not in seen]
             queue += fresh
             seen.update(fresh)
     return sections
+
+
+def fields(model: type[BaseModel]) -> str:
+    rows = [
+        (f"`{field.alias or name}`", type_name(field.annotation), default(field), field.description or "")
+        for name, field in model.model_fields.items()
+    ]
+    described = any(meaning for *_, meaning in rows)
+    return table(("key", "type", "default", "meaning")[: 3 + described], [row[: 3 + described] for row in rows])
 
 
 def models_in(annotation: object) -> list[type[BaseModel]]:
@@ -155,49 +171,98 @@ def type_name(annotation: object) -> str:
     if origin is typing.Annotated:
         return type_name(parts[0])
     if origin is typing.Literal:
-        return " or ".join(f"`{part}`" for part in parts)
+        return ", ".join(f"`{part}`" for part in parts)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(type_name(part) for part in parts))
-    if origin is None:
-        plain = {"NoneType": "null", "str": "text", "int": "integer", "float": "number", "bool": "true or false", "dict": "mapping"}
-        name = getattr(annotation, "__name__", str(annotation))
-        return plain.get(name, name)
     if origin is dict:
-        return f"name: {type_name(parts[1])}"
-    return f"list of {type_name(parts[0])}"
+        return f"{{name: {type_name(parts[1])}}}"
+    if origin is not None:
+        return f"list of {type_name(parts[0])}"
+    name = getattr(annotation, "__name__", str(annotation))
+    return {"NoneType": "null", "str": "text", "int": "integer", "float": "number", "bool": "boolean", "Any": "value"}.get(name, name)
 
 
 def default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True, validated_data={})
-    if value is None:
-        return ""
-    return f"`{value!r}`" if not isinstance(value, BaseModel) else "as below"
+    return "as below" if isinstance(value, BaseModel) else "" if value is None else f"`{json.dumps(value)}`"
 
 
-# Tables on disk
+# What lies on disk
 
 
-def meanings(name: str) -> dict[str, str]:
-    found: dict[str, str] = yaml.safe_load((ROOT / "docs" / "columns.yaml").read_text(encoding="utf-8"))[name]
-    return found
+def manifests() -> str:
+    from mixing import manifest
+
+    words: dict[str, dict[str, str]] = yaml.safe_load((ROOT / "docs" / "columns.yaml").read_text(encoding="utf-8"))
+    ids = pa.uint16()
+    header = json.loads((ROOT / GOLDEN / "manifest.json").read_text(encoding="utf-8"))
+    stage, source = header["stages"][0], next(iter(header["sources"].values()))
+    parts = [
+        (ROOT / "docs" / "manifests.md").read_text(encoding="utf-8").replace("<!-- recipes -->", recipes()),
+        "## manifest.json",
+        keys(words["header"], manifest.HEADER_KEYS),
+        "### sources.NAME",
+        keys(words["header.sources"], source),
+        "### stages",
+        keys(words["header.stages"], stage),
+        "### stages.components.NAME",
+        keys(words["header.stages.components"], next(iter(stage["components"].values()))),
+    ]
+    tables = {
+        "plan/STAGE.arrow": ("sequences", manifest.SEQUENCES),
+        "plan/STAGE.spans.arrow": ("spans", manifest.SPANS),
+        "tokens/N.arrow": ("tokens", manifest.tokens_schema(ids)),
+        "holdout/SOURCE.arrow": ("holdout", manifest.holdout_schema(ids)),
+    }
+    for name, (key, schema) in tables.items():
+        parts += [f"## {name}", columns(schema, words[key])]
+    return page("Manifests", *parts)
 
 
-def columns(schema: pa.Schema, words: dict[str, str]) -> str:
-    return described(words, [field.name for field in schema], {field.name: str(field.type) for field in schema})
+def recipes() -> str:
+    """The recipes of the folder, each with the comment it opens with."""
+    rows = []
+    for path in sorted((ROOT / "data_manifests").glob("*.yaml")):
+        comment = " ".join(
+            line.lstrip("# ") for line in path.read_text(encoding="utf-8").split("\n\n")[0].splitlines() if line.startswith("# ")
+        )
+        rows.append((f"[{path.name}]({path.name})", re.split(r"(?<=\.)\s", comment)[0]))
+    return table(("recipe", "what it is"), rows)
 
 
-def described(words: dict[str, str], names: Iterable[str], kinds: dict[str, str] | None = None) -> str:
-    """A table of names with the meaning of each; a name without a meaning, or a meaning without its name, is an error."""
+def pool() -> str:
+    from mixing import pool
+
+    after = (
+        "Then the carried `columns` of the sources, then the recipe's signals under their names; a signal of several values is a struct."
+    )
+    return page("The pool", contract("mixing.pool"), columns(pool.POOL, pool.DOCUMENTATION), after)
+
+
+def measurements() -> str:
+    from mixing import measurements
+
+    return page("Measurements", contract("mixing.measurements"), columns(measurements.MEASUREMENTS, measurements.DOCUMENTATION))
+
+
+def columns(schema: pa.Schema, words: Mapping[str, str]) -> str:
+    return table(
+        ("column", "type", "meaning"), [(f"`{name}`", f"`{schema.field(name).type}`", words[name]) for name in exactly(words, schema.names)]
+    )
+
+
+def keys(words: Mapping[str, str], names: Iterable[str]) -> str:
+    return table(("key", "meaning"), [(f"`{name}`", words[name]) for name in exactly(words, names)])
+
+
+def exactly(words: Mapping[str, str], names: Iterable[str]) -> list[str]:
+    """The names, if each has its words and each word its name."""
     names = list(names)
     if set(words) != set(names):
-        raise SystemExit(
-            f"docs/columns.yaml: no line for {sorted(set(names) - set(words))}, a line too many for {sorted(set(words) - set(names))}"
-        )
-    if kinds is None:
-        return table(("key", "meaning"), [(f"`{name}`", words[name]) for name in names])
-    return table(("column", "type", "meaning"), [(f"`{name}`", f"`{kinds[name]}`", words[name]) for name in names])
+        sys.exit(f"docs/columns.yaml: no line for {sorted(set(names) - set(words))}, a line too many for {sorted(set(words) - set(names))}")
+    return [name for name in words if name in names]
 
 
 # The annotated tree
@@ -229,9 +294,13 @@ def leaves(folder: Path, indent: str) -> Iterator[tuple[str, str]]:
 
 
 def first_sentence(path: Path) -> str:
+    """The first sentence of a module's docstring, or as many of its parts as fit beside the tree."""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    sentence = re.split(r"(?<=[.!?:;])\s", text.partition("\n\n")[0].replace("\n", " "), maxsplit=1)[0]
-    return sentence.rstrip(".:;")
+    sentence = re.split(r"(?<=[.!?])\s", text.partition("\n\n")[0].replace("\n", " "), maxsplit=1)[0].rstrip(".")
+    parts = re.split(r"(?=[:;]\s)", sentence)
+    while len(parts) > 1 and len("".join(parts)) > MEANING:
+        parts.pop()
+    return "".join(parts)
 
 
 PAGES: dict[str, Callable[[], str]] = {
@@ -239,6 +308,9 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/recipe.md": recipe,
     "docs/reference/signals.md": signals,
     "docs/reference/training.md": training,
+    "docs/reference/pool.md": pool,
+    "docs/reference/measurements.md": measurements,
+    "data_manifests/README.md": manifests,
     "README.md": readme,
 }
 

@@ -27,7 +27,7 @@ Curve = Sequence[tuple[float, float]]
 
 def main() -> None:
     began = time.monotonic()
-    corpus, tokenizer, base, demo, runs = (FOLDER / name for name in ("corpus", "tokenizer", "demo-base", "demo", "runs"))
+    corpus, tokenizer, base, demo, runs = (FOLDER / name for name in ("corpus", "bpe-4096", "demo-base", "demo", "runs"))
     shutil.rmtree(ROOT / runs, ignore_errors=True)
 
     say("A corpus: what this machine's own Python has to read")
@@ -77,7 +77,7 @@ def outcome(run_folder: Path) -> str:
     lines = [json.loads(line) for line in (run_folder / "measurements.jsonl").read_text(encoding="utf-8").splitlines()]
     curves: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
-        if line["metric"].startswith("nats_per_token/"):
+        if line["metric"].startswith("loss/"):
             curves.setdefault(line["metric"].partition("/")[2], []).append((line["tokens"], line["value"]))
     table = [f"{'hold-out loss, nats a token':30}{'before':>8}{'after':>8}{'change':>9}{'highest':>9}"]
     for name, curve in curves.items():
