@@ -51,9 +51,10 @@ def main() -> None:
     help="The run folder. Default: runs/<name>-v<version> of the manifest.",
 )
 def run(manifest: Path, config: Path, overrides: tuple[str, ...], start: Start | None, run_folder: Path | None) -> None:
-    """Train from MANIFEST (a folder or its manifest.json) as CONFIG (YAML) says; key.key=value overrides it. Also under torchrun.
+    """Train from a manifest as a configuration says.
 
-    Prints the run folder; progress goes to stderr.
+    MANIFEST is a folder or its manifest.json, CONFIG a YAML file that key.key=value overrides. Works the same under torchrun. Prints the run
+    folder; progress goes to stderr.
     """
     with _refusals():
         from train.config import load
@@ -73,7 +74,10 @@ def run(manifest: Path, config: Path, overrides: tuple[str, ...], start: Start |
 )
 @click.option("--step", type=int, help="The checkpoint to export. Default: the newest.")
 def export(run_folder: Path, output: Path, step: int | None) -> None:
-    """Write a checkpoint of RUN as a Hugging Face folder: safetensors, configuration, tokenizer."""
+    """Write a checkpoint of RUN as a Hugging Face folder.
+
+    It holds safetensors, the configuration and the manifest's tokenizer; its path is printed.
+    """
     with _refusals():
         from train.checkpoint import export_checkpoint
 

@@ -107,13 +107,21 @@ def opened(folder: Path, mode: settings.Start, config: Config, manifest: Manifes
         yield Run(folder, manifest, config, world), newest
         return
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with locked(folder):
         checkpoint.write_text(folder / "config.yaml", settings.as_yaml(config))
         yield Run(folder, manifest, config, world), newest
-    except BlockingIOError:
-        raise UserError(f"{folder}: another training run is writing here; wait for it, or name another folder with -o") from None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One run at a time in a folder; the lock ends with the process, however it ends."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another training run is writing here; wait for it, or name another folder with -o") from None
+        yield
     finally:
         os.close(lock)
 
@@ -193,7 +201,7 @@ def take_step(run: Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer
         there = rows.to(world.device)
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(number == len(step.micro_batches) - 1)
-        nats = torch.zeros(there.targets.shape)
+        nats = torch.zeros(there.targets.shape, device=world.device)
         if step.predictions:
             nats = models.losses(model, there, config.precision)
             (nats.sum() / step.predictions).backward()  # type: ignore[no-untyped-call]

@@ -60,7 +60,7 @@ def joined_world() -> Iterator[World]:
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", device_id=device if gpu else None)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), device, sharded=True)
     finally:
