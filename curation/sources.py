@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from curation import reading
 from curation.engine import Engine
 from curation.reading import CLEAN, Fields, Record
-from curation.work import Digests, Work, folder_atomic, key_of, sha256_file
+from curation.work import Digests, Work, folder_atomic, key_of, sha256_file, state_of
 from mixing import UserError
 
 SHARD_VERSION = "2"
@@ -156,9 +156,10 @@ def hash_files(root: Path, paths: list[str], digests: Digests, engine: Engine, l
     """The files with size and sha256; only those not remembered are read."""
     known = {path: digests.known(root / path) for path in paths}
     missing = [path for path in paths if known[path] is None]
+    before = {path: state_of(root / path) for path in missing}
     for path, digest in zip(missing, engine.map(sha256_file, [(root / path,) for path in missing], label), strict=True):
         known[path] = digest
-        digests.remember(root / path, digest)
+        digests.remember(root / path, before[path], digest)
     return [Input(path, (root / path).stat().st_size, known[path] or "") for path in paths]
 
 

@@ -99,7 +99,8 @@ def folder_atomic(folder: Path) -> Iterator[Path]:
 class Digests:
     """sha256 of input files, remembered by (size, time of change, inode), so that an unchanged build reads no input again.
 
-    A file changed within two seconds of being hashed is not remembered: a second change in the same tick of the clock would be missed.
+    A file changed within two seconds of being hashed is not remembered: a second change in the same tick of the clock would be missed. What is remembered is the state before
+    the hashing, so a file that changes meanwhile is unknown.
     """
 
     def __init__(self, work: Work) -> None:
@@ -109,11 +110,11 @@ class Digests:
 
     def known(self, path: Path) -> str | None:
         entry = self._known.get(str(path))
-        return str(entry[1]) if entry and entry[0] == _stat_of(path) else None
+        return str(entry[1]) if entry and entry[0] == state_of(path) else None
 
-    def remember(self, path: Path, digest: str) -> None:
-        if time.time() - path.stat().st_mtime > 2:
-            self._known[str(path)] = [_stat_of(path), digest]
+    def remember(self, path: Path, state: list[int], digest: str) -> None:
+        if time.time_ns() - state[1] > 2_000_000_000:
+            self._known[str(path)] = [state, digest]
             self._new = True
 
     def save(self) -> None:
@@ -122,7 +123,8 @@ class Digests:
             self._new = False
 
 
-def _stat_of(path: Path) -> list[int]:
+def state_of(path: Path) -> list[int]:
+    """Size, time of change in nanoseconds, inode."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
