@@ -14,6 +14,7 @@ import mmap
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -79,25 +80,24 @@ class ManifestWriter:
 
     def tokens(self, documents: Iterable[tuple[npt.NDArray[np.uint64], npt.NDArray[Any], npt.NDArray[np.int64]]]) -> None:
         """Write `tokens/`. Each element holds pool rows, their ids joined, and n+1 offsets into these; rows ascend over all elements."""
-        spool = _Spool(self.folder, self._dtype)
         rows: list[npt.NDArray[np.uint64]] = []
         first = [0]
-        for chunk_rows, ids, offsets in documents:
-            assert ids.dtype == self._dtype, f"ids of {ids.dtype}, the manifest stores {self._dtype}"
-            assert len(offsets) == len(chunk_rows) + 1
-            begin = 0
-            while begin < len(chunk_rows):
-                room = max(0, self._token_file_ids - spool.ids_written)
-                end = int(np.searchsorted(offsets, offsets[begin] + room, side="right")) - 1
-                if end <= begin and spool.documents == 0:
-                    end = begin + 1  # a document longer than a file has one to itself
-                spool.add(chunk_rows[begin:end], ids[offsets[begin] : offsets[end]], np.diff(offsets[begin : end + 1]))
-                if end < len(chunk_rows):
-                    first.append(first[-1] + self._write_tokens(spool, len(first) - 1))
-                begin = end
-            rows.append(np.asarray(chunk_rows, np.uint64))
-        self._write_tokens(spool, len(first) - 1)
-        spool.close()
+        with closing(_Spool(self.folder, self._dtype)) as spool:
+            for chunk_rows, ids, offsets in documents:
+                assert ids.dtype == self._dtype, f"ids of {ids.dtype}, the manifest stores {self._dtype}"
+                assert len(offsets) == len(chunk_rows) + 1
+                rows.append(np.asarray(chunk_rows, np.uint64))
+                begin = 0
+                while begin < len(chunk_rows):
+                    room = max(0, self._token_file_ids - spool.ids_written)
+                    end = int(np.searchsorted(offsets, offsets[begin] + room, side="right")) - 1
+                    if end <= begin and spool.documents == 0:
+                        end = begin + 1  # a document longer than a file has one to itself
+                    spool.add(chunk_rows[begin:end], ids[offsets[begin] : offsets[end]], np.diff(offsets[begin : end + 1]))
+                    if end < len(chunk_rows):
+                        first.append(first[-1] + self._write_tokens(spool, len(first) - 1))
+                    begin = end
+            self._write_tokens(spool, len(first) - 1)
         pool_row = np.concatenate(rows) if rows else np.zeros(0, np.uint64)
         assert (pool_row[1:] > pool_row[:-1]).all(), "documents are stored once each, in pool-row order"
         self._stored = _TokenFiles(pool_row, np.array(first, np.int64))
