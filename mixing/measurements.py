@@ -96,9 +96,6 @@ def read(path: Path) -> pa.Table:
         table.validate(full=True)
     except (pa.ArrowInvalid, ValueError) as error:
         raise UserError(f"{path}: not measurements: {error}") from None
-    for field in MEASUREMENTS:
-        if not field.nullable and table[field.name].null_count:
-            raise UserError(f"{path}: {field.name} is null in {table[field.name].null_count} measurements; it needs a value")
     if strange := sorted(set(table["group"].to_pylist()) - set(GROUPS)):
         raise UserError(f"{path}: group {strange[0]!r}; accepted: {', '.join(GROUPS)}")
     return table

@@ -77,13 +77,18 @@ def random_corpus(vocabulary: int, tokens: int, seed: int) -> Corpus:
     """Documents of 2 to some hundreds of ids, about enough of each component for the default mixture; some of them not kept."""
     random = np.random.default_rng(seed)
     source, decision, component, ids = [], [], [], []
+    seen: set[bytes] = set()
     for index, share in enumerate((0.45, 0.75, 0.15)):  # replay is visited once, the others more often
         made = 0
         while made < share * tokens:
             length = int(min(2 + random.lognormal(3.2, 1.0), 400))
             steps = np.where(random.random(length) < 0.9, 2 * index + 1, random.integers(1, vocabulary, length))
             walk = 1 + (random.integers(vocabulary) + np.cumsum(steps)) % (vocabulary - 1)
-            ids.append(np.append(walk[:-1], EOS).astype(np.uint16))
+            text = np.append(walk[:-1], EOS).astype(np.uint16)
+            if text.tobytes() in seen:
+                continue  # copies would put held-out texts among the kept ones
+            seen.add(text.tobytes())
+            ids.append(text)
             fate = random.choice(["kept", "dropped", "held_out"], p=[0.9, 0.06, 0.04])
             source.append(int(index == 0))
             decision.append(str(fate))
