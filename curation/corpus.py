@@ -106,18 +106,21 @@ class Corpus:
 def read_corpus(sources: list[Source], clean: tuple[str, ...], work: Work, engine: Engine) -> Corpus:
     """Reads what has not been read before; refuses a source that would lose more records than its `max_quarantine`."""
     units = [(source, unit) for source in sources for unit in cut(source, clean)]
-    facts = engine.map(read_unit, [(unit, work) for _, unit in units], "read")
+    distinct = {unit.name: unit for _, unit in units}  # two sources may hold the same file
+    facts = dict(zip(distinct, engine.map(read_unit, [(unit, work) for unit in distinct.values()], "read"), strict=True))
+    seen: dict[str, int] = {}
     shards, read = [], dict.fromkeys((source.name for source in sources), 0)
     quarantined: dict[str, dict[str, int]] = {source.name: {} for source in sources}
     first_row = 0
     for source in sources:
-        mine = [(unit, made) for (owner, unit), made in zip(units, facts, strict=True) if owner is source]
+        mine = [(unit, facts[unit.name]) for owner, unit in units if owner is source]
         first_rows, records = _number(mine, first_row)
         first_row += records
         read[source.name] = records
         for unit, made in mine:
+            again = seen[unit.name] = seen.get(unit.name, -1) + 1
             for number, shard in enumerate(made):
-                shards.append(_shard(source, unit, number, shard, first_rows[unit.name], work))
+                shards.append(_shard(source, unit, again, number, shard, first_rows[unit.name], work))
                 for reason, count in shard.quarantined.items():
                     quarantined[source.name][reason] = quarantined[source.name].get(reason, 0) + count
         _check_losses(source, records, quarantined[source.name], [shard for shard in shards if shard.source == source.name])
@@ -141,12 +144,11 @@ def _number(units: list[tuple[Unit, list[ShardFacts]]], first_row: int) -> tuple
     return first_rows, row - first_row
 
 
-def _shard(source: Source, unit: Unit, number: int, facts: ShardFacts, first_row: list[int], work: Work) -> Shard:
+def _shard(source: Source, unit: Unit, again: int, number: int, facts: ShardFacts, first_row: list[int], work: Work) -> Shard:
     path = work.room("shards") / unit.name / f"{number:05}.parquet"
     paths = [piece.path for piece in unit.pieces]
-    return Shard(
-        f"{unit.name}-{number:05}", source.name, path, facts.rows, sum(facts.quarantined.values()), first_row, paths, source.columns
-    )
+    name = f"{unit.name}-{number:05}" if again == 0 else f"{unit.name}-{number:05}-{again}"  # its rows are others
+    return Shard(name, source.name, path, facts.rows, sum(facts.quarantined.values()), first_row, paths, source.columns)
 
 
 def _check_losses(source: Source, records: int, reasons: dict[str, int], shards: list[Shard]) -> None:

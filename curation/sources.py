@@ -17,7 +17,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,11 +122,10 @@ def locate(where: str, files: str | list[str], name: str, folder: Path, roots: d
             raise UserError(f"{where}: no root named '{root_name}' (given: {known}); name it with --root {root_name}=PATH")
         root, below = Path(roots[root_name]).expanduser().resolve(), [match[2] for match in named if match]
     else:
-        absolute = [os.path.abspath(folder / Path(pattern).expanduser()) for pattern in patterns]
-        absolute = [os.path.join(path, "**", "*") if os.path.isdir(path) else path for path in absolute]
-        root_name, root = name, Path(os.path.commonpath([_fixed_part(path) for path in absolute]))
-        below = [os.path.relpath(path, root) for path in absolute]
-    if any(".." in pattern.split("/") for pattern in below):
+        parts = [_fixed_part(folder, pattern) for pattern in patterns]
+        root_name, root = name, Path(os.path.commonpath([fixed for fixed, _ in parts]))
+        below = [os.path.normpath(os.path.join(escape(os.path.relpath(fixed, root)), rest)) for fixed, rest in parts]
+    if any(".." in pattern.split("/") or pattern.startswith("/") for pattern in below):
         raise UserError(f"{where}: a pattern leaves its root {root}; accepted: paths below it")
     found = {path for pattern in below for path in glob(pattern, root_dir=root, recursive=True) if (root / path).is_file()}
     if not found:
@@ -134,11 +133,14 @@ def locate(where: str, files: str | list[str], name: str, folder: Path, roots: d
     return root, root_name, below, sorted(found, key=natural)
 
 
-def _fixed_part(path: str) -> str:
-    """The folder before the first wildcard."""
-    parts = path.split(os.sep)
-    fixed = next((index for index, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts) - 1)
-    return os.sep.join(parts[:fixed]) or os.sep
+def _fixed_part(folder: Path, pattern: str) -> tuple[str, str]:
+    """(the folder before the first wildcard, the rest); a folder alone stands for all files in it. Wildcards in `folder` are part of its name."""
+    parts = Path(pattern).expanduser().parts
+    first = next((index for index, part in enumerate(parts) if re.search(r"[*?\[]", part)), None)
+    if first is None and os.path.isdir(folder / Path(*parts)):
+        return os.path.abspath(folder / Path(*parts)), os.path.join("**", "*")
+    first = len(parts) - 1 if first is None else first
+    return os.path.abspath(folder / Path(*parts[:first])), os.path.join(*parts[first:])
 
 
 def resolve(name: str, config: SourceConfig, folder: Path, roots: dict[str, str], digests: Digests, engine: Engine) -> Source:

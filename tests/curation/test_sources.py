@@ -1,0 +1,305 @@
+"""Finding files, cutting them into units, and what a unit's shards hold, against the files themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+from recipes import json_lines, text_of, write_file, write_records
+
+from curation import sources
+from curation.engine import Engine
+from curation.sources import Source, SourceConfig, cut, locate, natural, read_unit, resolve
+from curation.work import Digests, Work, key_of
+from mixing import UserError, validated
+
+
+def resolved(folder: Path, name: str = "prose", roots: dict[str, str] | None = None, **config: Any) -> Source:
+    with Engine(1) as engine:
+        checked = validated(SourceConfig, {"files": "*.jsonl", **config}, f"sources.{name}")
+        return resolve(name, checked, folder, roots or {}, Digests(Work(folder / "work")), engine)
+
+
+def write_numbered(folder: Path, names: list[str], lines: int = 3) -> None:
+    for name in names:
+        write_file(folder / name, json_lines({"text": f"{name} {number}"} for number in range(lines)))
+
+
+# --- finding
+
+
+@given(st.lists(st.text("ab019/-", min_size=1, max_size=8), max_size=8))
+def test_natural_order_is_total_and_numbers_count_as_numbers(paths: list[str]) -> None:
+    assert sorted(sorted(set(paths)), key=natural) == sorted(sorted(set(paths), reverse=True), key=natural)
+    assert sorted(["part-10", "part-2", "part-02", "part-1/x", "part-1", "10", "9"], key=natural) == [
+        "9",
+        "10",
+        "part-1",
+        "part-1/x",
+        "part-02",
+        "part-2",
+        "part-10",
+    ]
+
+
+def test_files_are_found_below_the_fixed_part_in_natural_order(tmp_path: Path) -> None:
+    write_numbered(tmp_path, ["in/part-10.jsonl", "in/part-2.jsonl", "in/sub/part-1.jsonl", "in/.hidden.jsonl", "other/x.jsonl"])
+
+    source = resolved(tmp_path, files="in/**/*.jsonl")
+
+    assert [one.path for one in source.inputs] == ["part-2.jsonl", "part-10.jsonl", "sub/part-1.jsonl"]
+    assert (source.root, source.root_name, source.pattern) == (tmp_path / "in", "prose", ["**/*.jsonl"])
+    assert [one.bytes for one in source.inputs] == [(tmp_path / "in" / one.path).stat().st_size for one in source.inputs]
+    assert [one.path for one in resolved(tmp_path, files="in").inputs] == [one.path for one in source.inputs]
+    assert [one.path for one in resolved(tmp_path, files=["in/part-2.jsonl", "other/*.jsonl"]).inputs] == [
+        "in/part-2.jsonl",
+        "other/x.jsonl",
+    ]
+    assert [one.path for one in resolved(tmp_path, files="root:*/x.jsonl", roots={"root": str(tmp_path)}).inputs] == ["other/x.jsonl"]
+    assert resolved(tmp_path, files="root:*/x.jsonl", roots={"root": str(tmp_path)}).root_name == "root"
+
+
+def test_files_named_twice_by_overlapping_patterns_are_read_once(tmp_path: Path) -> None:
+    write_numbered(tmp_path, ["a.jsonl", "b.jsonl"])
+
+    assert [one.path for one in resolved(tmp_path, files=["a.jsonl", "*.jsonl", "./b.jsonl"]).inputs] == ["a.jsonl", "b.jsonl"]
+
+
+def test_wildcards_in_the_name_of_the_recipes_folder_are_part_of_its_name(tmp_path: Path) -> None:
+    plain, odd = tmp_path / "plain", tmp_path / "data [v2] *"
+    for folder in (plain, odd):
+        write_numbered(folder, ["in/a.jsonl", "b.jsonl"])
+
+    for files in ("in/*.jsonl", "b.jsonl", ["in/a.jsonl", "*.jsonl"], "in", "../plain/b.jsonl"):
+        one, other = resolved(plain, files=files), resolved(odd, files=files)
+        assert ([i.path for i in one.inputs], one.pattern) == ([i.path for i in other.inputs], other.pattern)
+
+
+@pytest.mark.parametrize(
+    ("files", "what"),
+    [
+        ("none/*.jsonl", "no file matches 'none/*.jsonl'"),
+        ("a.txt", "cannot read 'a.txt'"),
+        ("s3://bucket/*.jsonl", "is a URL"),
+        ("corpora:*.jsonl", "no root named 'corpora' (given: root); name it with --root corpora=PATH"),
+        ("root:../x/*.jsonl", "leaves its root"),
+        ("root:/etc/*.jsonl", "leaves its root"),
+        ("*/../../*.jsonl", "leaves its root"),
+    ],
+)
+def test_files_that_cannot_be_found_or_read_are_refused_with_their_place(tmp_path: Path, files: str, what: str) -> None:
+    write_file(tmp_path / "a.txt", b"x")
+
+    with pytest.raises(UserError) as caught:
+        resolved(tmp_path, files=files, roots={"root": str(tmp_path)})
+
+    assert str(caught.value).startswith("sources.prose.files: ")
+    assert what in str(caught.value)
+
+
+def test_a_missing_parquet_column_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    write_records(tmp_path / "a.parquet", [{"body": "x", "id": 1}])
+
+    for config in ({}, {"text": "body", "key": "pmid"}, {"text": "body", "columns": ["year"]}):
+        with pytest.raises(UserError, match=r"no column '(text|pmid|year)' in a.parquet; it has: body, id"):
+            resolved(tmp_path, files="*.parquet", **config)
+
+
+def test_carried_columns_of_files_that_disagree_are_refused(tmp_path: Path) -> None:
+    write_records(tmp_path / "a.parquet", [{"text": "x", "year": 1}])
+    write_records(tmp_path / "b.parquet", [{"text": "x", "year": "1"}])
+
+    with pytest.raises(UserError, match="carry only columns whose types agree"):
+        resolved(tmp_path, files="*.parquet", columns=["year"])
+
+
+def test_locate_gives_the_same_answer_whatever_the_order_in_the_folder(tmp_path: Path) -> None:
+    names = [f"f{number}.jsonl" for number in (3, 1, 11, 2)]
+    write_numbered(tmp_path / "one", names)
+    write_numbered(tmp_path / "two", names[::-1])
+
+    assert locate("", "*.jsonl", "x", tmp_path / "one", {})[3] == locate("", "*.jsonl", "x", tmp_path / "two", {})[3]
+
+
+# --- cutting
+
+
+def spans(source: Source, cut_bytes: int) -> list[tuple[str, int, int | None]]:
+    return [(piece.path, piece.begin, piece.end) for unit in cut(source, (), cut_bytes) for piece in unit.pieces]
+
+
+@pytest.fixture
+def small_is_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of 2,000 bytes and more are cut; smaller ones share buckets."""
+    monkeypatch.setattr(sources, "SMALL", 2000)
+
+
+@pytest.mark.usefixtures("small_is_tiny")
+def test_plain_files_are_cut_by_bytes_compressed_ones_not_parquet_by_row_groups(tmp_path: Path) -> None:
+    records = [{"text": text_of(number)} for number in range(30)]
+    for name in ("a.jsonl", "b.jsonl.gz", "c.parquet"):
+        write_records(tmp_path / name, records, group=7)
+    size = (tmp_path / "a.jsonl").stat().st_size
+
+    found = spans(resolved(tmp_path, files="*"), 3000)
+
+    assert [span for span in found if span[0] == "a.jsonl"] == [("a.jsonl", b, min(b + 3000, size)) for b in range(0, size, 3000)]
+    assert [span for span in found if span[0] == "b.jsonl.gz"] == [("b.jsonl.gz", 0, None)]
+    groups = [span[1:] for span in found if span[0] == "c.parquet"]
+    assert [group[0] for group in groups] == [0, *(group[1] for group in groups[:-1])]
+    assert groups[-1][1] == 5
+    sizes = [pq.read_metadata(tmp_path / "c.parquet").row_group(group).total_byte_size for group in range(5)]
+    assert all(sum(sizes[a:b]) <= 3000 or b - a == 1 for a, b in groups if b is not None)
+
+
+def test_small_files_share_buckets_by_the_hash_of_their_path(tmp_path: Path) -> None:
+    write_numbered(tmp_path, [f"{number}.jsonl" for number in range(600)], lines=1)
+
+    units = cut(resolved(tmp_path), ())
+
+    assert len(units) == len({xxhash.xxh3_64_intdigest(f"{number}.jsonl".encode()) % sources.BUCKETS for number in range(600)})
+    for unit in units:
+        assert len({xxhash.xxh3_64_intdigest(piece.path.encode()) % sources.BUCKETS for piece in unit.pieces}) == 1
+        assert [piece.path for piece in unit.pieces] == sorted((piece.path for piece in unit.pieces), key=natural)
+
+
+def test_one_more_small_file_leaves_the_names_of_all_units_but_its_own(tmp_path: Path) -> None:
+    write_numbered(tmp_path, [f"{number}.jsonl" for number in range(300)], lines=1)
+    before = {unit.name for unit in cut(resolved(tmp_path), ())}
+    write_numbered(tmp_path, ["new.jsonl"], lines=1)
+
+    after = {unit.name for unit in cut(resolved(tmp_path), ())}
+
+    assert len(after - before) == 1
+    assert len(before - after) <= 1
+
+
+@pytest.mark.usefixtures("small_is_tiny")
+def test_names_of_units_change_with_what_decides_their_content_and_with_nothing_else(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        write_records(tmp_path / folder / "a.jsonl", [{"text": text_of(number), "id": 1, "year": 2} for number in range(30)])
+    plain = {unit.name for unit in cut(resolved(tmp_path / "one"), ())}
+    assert {unit.name for unit in cut(resolved(tmp_path / "two", "other", licence="CC0", max_quarantine=0.5), ())} == plain
+
+    changed = [
+        {unit.name for unit in cut(resolved(tmp_path / "one", **config), clean)}
+        for config, clean in (({"key": "id"}, ()), ({"columns": ["year"]}, ()), ({}, ("nfc",)), ({"text": "id"}, ()))
+    ]
+    with (tmp_path / "two" / "a.jsonl").open("ab") as file:
+        file.write(b"\n")
+    changed.append({unit.name for unit in cut(resolved(tmp_path / "two"), ())})
+    for names in changed:
+        assert not names & plain
+
+
+# --- a unit's shards
+
+
+def test_a_unit_read_gives_shards_with_identity_content_and_quarantine(tmp_path: Path) -> None:
+    lines = [
+        b'{"text": "\\u0000one\\r\\n", "id": 7, "year": 1999}',
+        b"",
+        b"broken",
+        b'{"text": "two", "id": null}',
+        b'{"text": " \xe2\x80\x8b "}',
+    ]
+    write_file(tmp_path / "a.jsonl", b"\n".join(lines))
+    source = resolved(tmp_path, key="id", columns=["year"])
+    (unit,) = cut(source, ("control_characters", "line_endings"))
+    work = Work(tmp_path / "work")
+
+    (facts,) = read_unit(unit, work)
+
+    folder = work.root / "shards" / unit.name
+    rows = pq.read_table(folder / "00000.parquet").to_pylist()
+    first = len(lines[0]) + 2 + len(lines[2]) + 1
+    assert [(row["run"], row["ordinal"], row["position"], row["key"], row["text"], row["column.year"]) for row in rows] == [
+        (0, 0, 0, "7", "one\n", 1999),
+        (0, 2, first, None, "two", None),
+    ]
+    for row in rows:
+        assert row["content"] == xxhash.xxh3_128_digest(row["text"].encode())
+        assert row["bytes"] == len(row["text"].encode())
+    quarantine = pq.read_table(folder / "00000.quarantine.parquet").to_pylist()
+    assert [(row["ordinal"], row["reason"]) for row in quarantine] == [(1, "broken JSON"), (3, "empty text")]
+    assert (facts.rows, facts.quarantined, facts.runs) == (2, {"broken JSON": 1, "empty text": 1}, [(0, 0, 4)])
+
+
+def test_shards_are_a_function_of_the_input_alone(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        write_records(tmp_path / folder / "a.jsonl", [{"text": text_of(number)} for number in range(40)])
+        write_records(tmp_path / folder / "b.parquet", [{"text": text_of(number)} for number in range(40)])
+    made = []
+    for folder in ("one", "two"):
+        work = Work(tmp_path / f"work {folder}")
+        for unit in cut(resolved(tmp_path / folder, files="*"), (), 3000)[:: 1 if folder == "one" else -1]:
+            read_unit(unit, work)
+        made.append({path.relative_to(work.root): path.read_bytes() for path in work.root.rglob("*") if path.is_file()})
+
+    assert made[0] == made[1]
+    assert sum(path.name.endswith("0.parquet") for path in made[0]) >= 2
+
+
+def test_a_unit_that_lies_there_is_not_read_again(tmp_path: Path) -> None:
+    write_numbered(tmp_path, ["a.jsonl"])
+    (unit,) = cut(resolved(tmp_path), ())
+    work = Work(tmp_path / "work")
+    first = read_unit(unit, work)
+    (tmp_path / "a.jsonl").unlink()
+
+    assert read_unit(unit, work) == first
+
+
+def test_a_file_that_is_no_parquet_file_is_one_record_in_quarantine(tmp_path: Path) -> None:
+    write_records(tmp_path / "a.parquet", [{"text": "good"}])
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 not really PAR1")
+    (tmp_path / "c.parquet").write_bytes(b"")
+    work = Work(tmp_path / "work")
+
+    facts = [fact for unit in cut(resolved(tmp_path, files="*.parquet"), ()) for fact in read_unit(unit, work)]
+
+    assert sum(fact.rows for fact in facts) == 1
+    assert [fact.quarantined for fact in facts if fact.quarantined] == [{"not a Parquet file": 1}] * 2
+
+
+@pytest.mark.parametrize("cut_bytes", [1, 500, 10**9])
+def test_records_of_a_unit_are_all_in_its_shards_whatever_their_size(tmp_path: Path, cut_bytes: int) -> None:
+    write_numbered(tmp_path, [f"{number}.jsonl" for number in range(3)], lines=20)
+    source = resolved(tmp_path)
+    work = Work(tmp_path / "work")
+
+    texts = set()
+    for unit in cut(source, (), cut_bytes):
+        facts = read_unit(unit, work)
+        for number, fact in enumerate(facts):
+            table = pq.read_table(work.root / "shards" / unit.name / f"{number:05}.parquet")
+            assert table.num_rows == fact.rows
+            assert sum(count for _, _, count in fact.runs) == fact.rows
+            texts |= set(table["text"].to_pylist())
+        assert len(facts) == 1 or cut_bytes < 10**9
+
+    assert texts == {f"{number}.jsonl {line}" for number in range(3) for line in range(20)}
+
+
+def test_key_of_a_unit_is_what_its_folder_is_called(tmp_path: Path) -> None:
+    write_numbered(tmp_path, ["a.jsonl"])
+    (unit,) = cut(resolved(tmp_path), ())
+    read_unit(unit, Work(tmp_path / "work"))
+
+    assert [path.name for path in (tmp_path / "work" / "shards").iterdir()] == [unit.name]
+    assert len(unit.name) == len(key_of("x"))
+    assert json.loads((tmp_path / "work" / "shards" / unit.name / "unit.json").read_text())[0][0] == 3
+
+
+def test_an_empty_parquet_file_has_no_records(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    (unit,) = cut(resolved(tmp_path, files="*.parquet"), ())
+
+    assert [fact.rows for fact in read_unit(unit, Work(tmp_path / "work"))] == [0]
