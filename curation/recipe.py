@@ -52,7 +52,7 @@ class Recipe(BaseModel):
 
     name: SourceName
     version: int = Field(1, ge=0)
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, le=2**53)
     tokenizer: TokenizerConfig
     clean: list[Literal["nfc", "control_characters", "line_endings"]] = []
     sources: dict[SourceName, SourceConfig] = Field(min_length=1, description="their order is their rank when duplicates meet")
