@@ -52,7 +52,11 @@ class World(NamedTuple):
 
 @contextmanager
 def joined_world() -> Iterator[World]:
-    """This process' place in the world, as torchrun's environment variables say; alone without them."""
+    """This process' place in the world, as torchrun's environment variables say; alone without them.
+
+    A world joined before is joined again as it stands. Leaving it and starting it anew in the same processes would read the first one's addresses
+    from torchrun's store: all of three trials of up to 60 times leaving and joining ended waiting for an address nobody listened at.
+    """
     gpu = torch.cuda.is_available()
     if "RANK" not in os.environ:
         yield World(0, 1, torch.device("cuda" if gpu else "cpu"), sharded=False)
@@ -60,11 +64,14 @@ def joined_world() -> Iterator[World]:
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", device_id=device if gpu else None)
+    first = not dist.is_initialized()
+    if first:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", device_id=device if gpu else None)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), device, sharded=True)
     finally:
-        dist.destroy_process_group()
+        if first:
+            dist.destroy_process_group()
 
 
 def derived_seed(seed: int, *purpose: object) -> int:

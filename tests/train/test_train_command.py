@@ -124,25 +124,25 @@ def test_run_killed_and_resumed_ends_with_the_same_bits(
 
 
 TWO_PROCESSES = """
-import json, os, shutil, sys, time
+import json, shutil, sys
 from pathlib import Path
 import torch
 from mixing import validated
 from train.config import Config
 from train.loop import train
+from train.model import joined_world
 torch.set_num_threads(1)
 manifest, folder, values = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 config = validated(Config, values)
-first = train(manifest, config, "fresh", folder / "two")
-again = folder / "again"
-if os.environ["RANK"] == "0":
-    shutil.copytree(first, folder / "copying", ignore=shutil.ignore_patterns("export"))
-    for later in sorted((folder / "copying/checkpoints").iterdir(), key=lambda path: int(path.name[5:]))[2:]:
-        shutil.rmtree(later)
-    (folder / "copying").rename(again)
-while not again.exists():
-    time.sleep(0.01)
-train(manifest, config, "resume", again)
+with joined_world() as world:
+    first = train(manifest, config, "fresh", folder / "two")
+    again = folder / "again"
+    if world.rank == 0:
+        shutil.copytree(first, again, ignore=shutil.ignore_patterns("export"))
+        for later in sorted((again / "checkpoints").iterdir(), key=lambda path: int(path.name[5:]))[2:]:
+            shutil.rmtree(later)
+    world.meet()
+    train(manifest, config, "resume", again)
 """
 
 
