@@ -6,6 +6,7 @@ corpus. The one thing held whole is what the plan needs of a document: row, cont
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,37 +192,45 @@ class Reasons:
         return step.rule + (" (no value)" if fate % 2 else "")
 
     def evidence(self, fate: int, shard: Shard, positions: Positions, state: State) -> list[str]:
-        """Canonical JSON per document: the survivor it equals, or the values that the rule looked at."""
+        """Canonical JSON per document: the survivor it equals, if the rule looked at one, else the values that it looked at."""
         if fate == fate_of(0):
             assert state.holdout is not None
-            return _survivors(shard, state.holdout, positions, state)
+            return [found or "" for found in _survivors(shard, state.holdout, positions, state)]
         step = self.steps[fate // 2]
         if isinstance(step, Top):
             reads = [step.config.by]
         else:
             assert isinstance(step, Keep)
             reads = rules.parse(step.rule, "", state.schema()).reads
-        if len(reads) == 1 and reads[0] in state.signals and state.signals[reads[0]].survivors:
-            return _survivors(shard, state.signals[reads[0]].key, positions, state)
         names = list(dict.fromkeys(name.split(".")[0] for name in reads))
         values = frame(shard, names, positions, state)
         columns = [_read(values, name) for name in reads]
-        if len(reads) == 1:
-            return [canonical_json({"value": value}) for value in columns[0]]
-        return [canonical_json({"value": dict(zip(reads, row, strict=True))}) for row in zip(*columns, strict=True)]
+        single = len(reads) == 1
+        rows = [{"value": row[0] if single else dict(zip(reads, row, strict=True))} for row in zip(*columns, strict=True)]
+        evidence = [canonical_json(row) for row in rows] if reads else [canonical_json({"value": None})] * len(positions)
+        for name in reads:
+            if name in state.signals and state.signals[name].survivors:
+                survivors = _survivors(shard, state.signals[name].key, positions, state)
+                evidence = [survivor or value for survivor, value in zip(survivors, evidence, strict=True)]
+        return evidence
 
 
 def _read(values: pl.DataFrame, name: str) -> list[Any]:
+    """A rule's values for JSON, which has no infinity and no whole number beyond 2^53: those become text."""
     column, _, part = name.partition(".")
-    return (values[column].struct.field(part) if part else values[column]).to_list()
+    found = (values[column].struct.field(part) if part else values[column]).to_list()
+    return [
+        str(one) if (abs(one) > 2**53 if isinstance(one, int) else isinstance(one, float) and math.isinf(one)) else one for one in found
+    ]
 
 
-def _survivors(shard: Shard, key: str, positions: Positions, state: State) -> list[str]:
+def _survivors(shard: Shard, key: str, positions: Positions, state: State) -> list[str | None]:
+    """Per document the survivor, as canonical JSON; None for a document that has none."""
     sidecar = read_sidecar(sidecar_path(state.work, key, shard))
     assert sidecar is not None
     found = sidecar.values.take(pa.array(positions))
     columns = [found.field(name).to_pylist() for name in ("origin", "row", "similarity")]
-    return [canonical_json(dict(zip(SURVIVOR_KEYS, one, strict=True))) for one in zip(*columns, strict=True)]
+    return [None if one[0] is None else canonical_json(dict(zip(SURVIVOR_KEYS, one, strict=True))) for one in zip(*columns, strict=True)]
 
 
 def pool_part(shard: Shard, reasons: Reasons, state: State) -> tuple[int, int]:

@@ -71,7 +71,7 @@ def build(recipe: Recipe, folder: Path, target: Path, run: Run, *, replace: bool
             work.room("builds") / f"{resolved.key}.json", {"digest": digest, "shards": [_portable(shard, work) for shard in corpus.shards]}
         )
     warnings = [
-        f"hold-out of '{name}': {count:,} documents, a tenth of the source, instead of the {recipe.holdout.documents:,} asked"
+        f"hold-out of '{name}': {count:,} documents, a tenth of its distinct texts, instead of the {recipe.holdout.documents:,} asked"
         for name, count in (holdout.capped if holdout else {}).items()
         if recipe.holdout
     ]
@@ -89,7 +89,7 @@ def _unchanged(resolved: Resolved, target: Path, work: Work) -> str | None:
 
 def _refuse_target(target: Path) -> None:
     """Says at the start, not after hours, that the target folder is something else."""
-    if target.exists() and any(target.iterdir()) and not (target / "manifest.json").is_file():
+    if target.exists() and not (target / "manifest.json").is_file() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"-o {target}: exists and is not a manifest; choose another folder or remove it")
 
 

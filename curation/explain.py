@@ -113,16 +113,14 @@ def why(manifest: Manifest, document: str | None, text: str | None, work: Path |
 
 
 def _by_name(manifest: Manifest, name: str) -> list[dict[str, Any]]:
-    rows = pool(manifest)
-    if name.isdigit():
-        found = rows.filter(pl.col("row") == int(name)).collect().to_dicts()
-        if found:
-            return found
-    found = rows.filter((pl.col("key") == name) | (pl.col("origin") == name)).collect().to_dicts()
+    """All that go by the name: a number may be a row and, of other documents, a key."""
+    records = sum(one["read"] for one in manifest.sources.values())
+    named = (pl.col("key") == name) | (pl.col("origin") == name)
+    if name.isascii() and name.isdigit() and int(name) < records:
+        named |= pl.col("row") == int(name)
+    found = pool(manifest).filter(named).collect().to_dicts()
     if not found:
-        raise UserError(
-            f"{name!r}: no row, key or origin of {manifest.folder}; rows run from 0 to {sum(one['read'] for one in manifest.sources.values()) - 1}"
-        )
+        raise UserError(f"{name!r}: no row, key or origin of {manifest.folder}; rows run from 0 to {records - 1}")
     return found
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,8 +22,8 @@ from curation.engine import Engine
 from curation.live import sign, signature_key, signatures_of
 from curation.work import Work, key_of
 
-HOLDOUT_VERSION = "1"
-LARGEST_SHARE = 0.1
+HOLDOUT_VERSION = "2"
+LARGEST_SHARE = 10  # one in so many distinct contents
 FATE = pa.struct([("held", pa.bool_()), ("row", pa.uint64()), ("similarity", pa.float64()), ("origin", pa.large_string())])
 
 
@@ -31,7 +32,7 @@ class HoldoutConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    documents: int = Field(gt=0, description="per source; never more than a tenth of it")
+    documents: int = Field(gt=0, description="per source; never more than a tenth of its distinct texts")
     similarity: float = Field(0.8, gt=0, le=1, description="verified Jaccard similarity at which another document counts as the same")
 
 
@@ -112,7 +113,7 @@ class Reserved(NamedTuple):
 
 def reserve(config: HoldoutConfig, seed: int, corpus: Corpus, work: Work, engine: Engine) -> Reserved:
     """Holds out. Every document read is signed for it, so that near-duplicates of the held-out ones are found even by a recipe that removes no others."""
-    asked = {source.name: _documents(config, corpus, source.name) for source in corpus.sources}
+    asked = {source.name: _documents(config, corpus.of(source.name), engine) for source in corpus.sources}
     capped = {name: count for name, count in asked.items() if count < config.documents}
     key = key_of(
         "holdout", HOLDOUT_VERSION, signature_key(), config.model_dump(), seed, [[shard.name, shard.first_row] for shard in corpus.shards]
@@ -133,8 +134,17 @@ def reserve(config: HoldoutConfig, seed: int, corpus: Corpus, work: Work, engine
     return Reserved(key, capped)
 
 
-def _documents(config: HoldoutConfig, corpus: Corpus, source: str) -> int:
-    return min(config.documents, int(LARGEST_SHARE * sum(shard.documents for shard in corpus.of(source))))
+def _documents(config: HoldoutConfig, shards: list[Shard], engine: Engine) -> int:
+    """How many to hold out. Whether there are ten times as many distinct contents shows in the lowest of each shard; with fewer, those are all there are."""
+    enough = LARGEST_SHARE * config.documents
+    parts = engine.map(_lowest_contents, [(shard, enough) for shard in shards], "count contents")
+    distinct = len(np.unique(np.concatenate([np.zeros(0, np.uint64), *parts])))
+    return min(config.documents, distinct // LARGEST_SHARE)
+
+
+def _lowest_contents(shard: Shard, count: int) -> npt.NDArray[np.uint64]:
+    """The upper halves of the `count` lowest distinct contents."""
+    return np.unique(shard.contents()[:, 0])[:count]
 
 
 def _choose(corpus: Corpus, source: str, documents: int, seed: int, engine: Engine) -> list[Drawn]:

@@ -7,6 +7,8 @@ nothing is trained on it. Each training runs in a fresh process on one thread: f
 from __future__ import annotations
 
 import os
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,7 +22,7 @@ from curation.engine import Engine, Run
 from curation.holdout import draw, texts_of
 from curation.reading import Fields, read_json_lines, read_parquet
 from curation.signals import SIGNALS, Reference, Sample
-from curation.sources import JSON_LINES, hash_files, locate
+from curation.sources import JSON_LINES, hash_files, locate, parquet_types
 from curation.work import Digests, Work, folder_atomic, key_of, sha256_folder
 from mixing import UserError
 
@@ -59,6 +61,9 @@ def _resolve(
     unknown = [path for path in paths if not path.endswith((*JSON_LINES, ".parquet"))]
     if unknown:
         raise UserError(f"{where}: cannot read {unknown[0]!r}; accepted: {', '.join(JSON_LINES)}, .parquet with a column '{TEXT}'")
+    for path in paths:
+        if path.endswith(".parquet") and parquet_types(where, root, path, [TEXT]) is None:
+            raise UserError(f"{where}: {path} cannot be read as Parquet; mend it or leave it out")
     inputs = hash_files(root, paths, digests, engine, f"hash {role}")
     return Referenced(role, root, paths, None, {"root": name, "pattern": patterns[0], "digest": key_of([one.digest for one in inputs])})
 
@@ -127,11 +132,13 @@ def _train_apart(kind: str, config: BaseModel, texts: dict[str, pa.LargeStringAr
         table = pa.table({TEXT: found})
         with pa.OSFile(str(paths[role]), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
-    process = get_context("spawn").Process(target=_train_here, args=(kind, config, paths, folder, seed))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise UserError(f"{kind}: its training ended with exit code {process.exitcode}; the reason stands above")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+        try:
+            apart.submit(_train_here, kind, config, paths, folder, seed).result()
+        except BrokenProcessPool:
+            raise UserError(f"{kind}: the process that trained it was killed (out of memory?); run the build again") from None
+        except UserError as error:
+            raise UserError(f"{kind}: {error}") from None
 
 
 def _train_here(kind: str, config: BaseModel, paths: dict[str, Path], folder: Path, seed: int) -> None:

@@ -17,22 +17,24 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation import rules
+from curation.dedup.minhash import SIGNATURE_VERSION
 from curation.engine import Engine, Run
-from curation.holdout import HoldoutConfig
-from curation.live import DEDUP
+from curation.holdout import HOLDOUT_VERSION, HoldoutConfig
+from curation.live import DEDUP, NEAR_VERSION
 from curation.models import resolve_references, spelled_config
 from curation.signals import SIGNALS
-from curation.sources import ARROW_TYPES, Source, SourceConfig, resolve
+from curation.sources import ARROW_TYPES, SHARD_VERSION, Source, SourceConfig, resolve
 from curation.steps import Add, Keep, Step, Top, TopConfig, rule_schema
 from curation.tokens import ResolvedTokenizer, TokenizerConfig
 from curation.tokens import resolve as resolve_tokenizer
 from curation.work import Digests, key_of
 from mixing import UserError, validated
 from mixing.plan import Mixture
+from mixing.pool import FORBIDDEN, POOL
 
 Identifier = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]*$")]
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$", max_length=100)]
-POOL_COLUMNS = ("row", "source", "origin", "key", "content", "bytes", "parents", "decision", "reason", "evidence", "n_tokens", "text")
+POOL_COLUMNS = (*POOL.names, *FORBIDDEN)
 
 
 class StepConfig(BaseModel):
@@ -77,7 +79,7 @@ class Resolved:
         versions = {
             step.name: SIGNALS[step.kind].version(step.config) for step in self.steps if isinstance(step, Add) and step.kind in SIGNALS
         }
-        return key_of("build", self.values, versions)
+        return key_of("build", self.values, versions, SHARD_VERSION, HOLDOUT_VERSION, NEAR_VERSION, SIGNATURE_VERSION)
 
 
 # --- reading
@@ -89,7 +91,9 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float | bool | None):
+                raise UserError(f"{key_node.start_mark.name}, line {key_node.start_mark.line + 1}: a key is a word; found {key!r}")
             if key in seen:
                 raise UserError(f"{key_node.start_mark.name}, line {key_node.start_mark.line + 1}: '{key}' is written twice")
             seen.add(key)
@@ -132,7 +136,10 @@ def _override(values: dict[str, Any], override: str) -> None:
         if not isinstance(inside, dict | list):
             raise UserError(f"{override!r}: the recipe has no '{'.'.join(parents[: depth + 1])}' to set a value in")
         place = inside
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{override!r}: not YAML: {' '.join(str(error).split())}") from None
     if isinstance(place, list):
         if not last.isdigit() or int(last) >= len(place):
             raise UserError(f"{override!r}: '{'.'.join(parents)}' has {len(place)} entries, numbered from 0")
@@ -216,7 +223,10 @@ def _add(
 
 def _check_by(where: str, by: str, schema: pa.Schema) -> None:
     """`by` must be a number, so that ranking it means something."""
-    rules.parse(f"{by} IS NOT NULL", where, schema)
+    if rules.parse(f"{by} IS NOT NULL", where, schema).reads != [by]:
+        raise UserError(
+            f"{where}: found {by!r}; accepted: the name of a column or signal, or of one of its values, as in words.mean_length"
+        )
     column, _, part = by.partition(".")
     kind = schema.field(column).type
     kind = kind.field(part).type if part else kind

@@ -170,13 +170,9 @@ def _column_types(where: str, config: SourceConfig, root: Path, paths: list[str]
     types: dict[str, str] | None = None
     for path in paths:
         if path.endswith(".parquet"):
-            try:
-                there = reading.parquet_columns(pq.read_schema(root / path))
-            except (OSError, pa.ArrowException):
+            there = parquet_types(where, root, path, [config.text, *([config.key] if config.key else []), *config.columns])
+            if there is None:
                 continue
-            for column in [config.text, *([config.key] if config.key else []), *config.columns]:
-                if column not in there:
-                    raise UserError(f"{where}: no column '{column}' in {path}; it has: {', '.join(there)}")
             found = {column: there[column] for column in config.columns}
         elif types is None and config.columns:
             found = reading.sniff_columns(root / path, config.columns)
@@ -186,6 +182,18 @@ def _column_types(where: str, config: SourceConfig, root: Path, paths: list[str]
             raise UserError(f"{where}.columns: {path} has {found}, the files before it {types}; carry only columns whose types agree")
         types = found
     return types or dict.fromkeys(config.columns, "string")
+
+
+def parquet_types(where: str, root: Path, path: str, columns: list[str]) -> dict[str, str] | None:
+    """The column types of a Parquet file, which must have `columns`; None for a file that cannot be opened."""
+    try:
+        there = reading.parquet_columns(pq.read_schema(root / path))
+    except (OSError, pa.ArrowException):
+        return None
+    for column in columns:
+        if column not in there:
+            raise UserError(f"{where}: no column '{column}' in {path}; it has: {', '.join(there)}")
+    return there
 
 
 # --- cutting files into units
