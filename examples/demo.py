@@ -18,9 +18,20 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 ROOT = Path(__file__).parents[1]
 FOLDER = Path("build/demo")  # below ROOT, where every command runs
+# A model this small gains a third from a second thread on an idle machine, and loses half and more on a busy one.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 HEIGHT, WIDTH = 12, 64
+
+PLACES = """
+Where it lies, in {folder}:
+  corpus/, bpe-4096/   the texts and their tokenizer
+  demo-base/, demo/    the manifests; `curate inspect {folder}/demo` shows one again
+  runs/base, runs/demo metrics, measurements, checkpoints, and in export/ the models as transformers opens them
+  work/                what the builds remember of all documents; safe to delete"""
 
 Curve = Sequence[tuple[float, float]]
 
@@ -45,8 +56,10 @@ def main() -> None:
     build = ("--work", FOLDER / "work", "--replace")
     run("curate", "build", "data_manifests/demo-base.yaml", "-o", base, *build)
     run("curate", "build", "data_manifests/demo.yaml", "-o", demo, *build)
-    run("curate", "inspect", demo)
     run("curate", "verify", demo)
+
+    say("Why one document is not in there")
+    run("curate", "why", demo, near_duplicate(ROOT / demo))
 
     say("A small model, pre-trained on the prose")
     run("python", "-m", "train", "run", base, "examples/demo-base.train.yaml", "-o", runs / "base")
@@ -56,7 +69,8 @@ def main() -> None:
 
     say("What happened")
     print(outcome(ROOT / runs / "demo"))
-    print(f"\nAll of it lies in {FOLDER}; it took {(time.monotonic() - began) / 60:.1f} minutes.")
+    print(PLACES.format(folder=FOLDER))
+    print(f"\nIt took {(time.monotonic() - began) / 60:.1f} minutes.")
 
 
 def say(what: str) -> None:
@@ -67,10 +81,16 @@ def run(*words: str | Path) -> None:
     """Shows a command and runs it from the repository's root with this environment's commands on the path; its failure ends the demo."""
     command = [str(word) for word in words]
     print(f"$ {shlex.join(command)}", flush=True)
-    environment = os.environ | {"PATH": sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]}
+    environment = os.environ | {"PATH": sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]} | ONE_THREAD
     status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
     if status:
         sys.exit(status)
+
+
+def near_duplicate(manifest: Path) -> str:
+    """The pool row of the first document that was dropped because it says nearly the same as another one."""
+    reasons = pq.read_table(manifest / "pool", columns=["row", "reason"])
+    return str(next(row["row"] for row in reasons.to_pylist() if row["reason"] == "duplicate_of IS NULL"))
 
 
 def outcome(run_folder: Path) -> str:

@@ -3,12 +3,12 @@
 In: the standard library beside this interpreter, and the packages installed with it. Sources are read with `ast`, never imported.
 Out, under the given folder, in the formats a corpus arrives in (fields `id`, `text`, `path`, `licence`; paths are relative to the library):
 
-    docstrings.jsonl        prose: docstrings of the standard library, its language reference (`pydoc_data`), numpy and polars
+    docstrings.jsonl        prose: the language reference of `pydoc_data`, and the docstrings of well documented packages
     descriptions.parquet    prose: the long descriptions of installed packages, as their authors wrote them
     licences.jsonl.gz       boilerplate: the licence files that came with the packages; many are copies and near-copies of each other
-    code.jsonl.zst          code: the modules of the standard library, cut between top-level definitions
+    code.jsonl.zst          code: the modules of the standard library, cut between definitions
 
-The order is that of the sorted paths and the bytes depend on the installed versions only, so a second harvest writes the same files.
+Docstrings are not taken from the modules whose code is: a held-out docstring would be read again as a part of its module. The order is that of the sorted paths and the bytes depend on the installed versions only, so a second harvest writes the same files.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-DOCUMENTED = ("numpy", "polars")  # libraries whose docstrings are close to prose and, in polars, close to each other
+DOCUMENTED = ("huggingface_hub", "networkx", "numpy", "polars")  # packages that explain themselves, at times in nearly the same words
 NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "turtledemo", "lib2to3", "__pycache__"}
 SHORTEST_DOCSTRING = 200  # characters; below this they are mostly one-line summaries of a signature
-LONGEST_PIECE = 8_000  # characters of code; a longer module is cut between top-level definitions
+LONGEST_PIECE = 8_000  # characters of code; a longer module is cut between definitions
 PSF = "PSF-2.0"
 
 
@@ -49,7 +49,7 @@ def main(folder: Path) -> None:
     library = Path(sysconfig.get_path("stdlib"))
     distributions = installed()
     harvest = {
-        "docstrings.jsonl": [*docstrings(library, PSF), *topics(library), *documented(distributions)],
+        "docstrings.jsonl": [*topics(library), *documented(distributions)],
         "descriptions.parquet": list(descriptions(distributions)),
         "licences.jsonl.gz": list(licences(distributions)),
         "code.jsonl.zst": list(code(library)),
@@ -76,7 +76,7 @@ def modules(root: Path) -> Iterator[tuple[str, str, ast.Module]]:
                     continue
 
 
-def docstrings(root: Path, licence: str, prefix: str = "") -> Iterator[Document]:
+def docstrings(root: Path, licence: str, prefix: str) -> Iterator[Document]:
     """Docstrings of modules, classes and functions, in the order they stand in."""
     for path, _, tree in modules(root):
         for node in ast.walk(tree):
@@ -99,9 +99,9 @@ def topics(library: Path) -> Iterator[Document]:
 
 
 def installed() -> list[importlib.metadata.Distribution]:
-    """Every installed package once, by name."""
+    """Every installed package once, by name; not this project's own, whose README would change the corpus with every word."""
     found = {distribution.metadata["Name"].lower(): distribution for distribution in importlib.metadata.distributions()}
-    return [found[name] for name in sorted(found)]
+    return [found[name] for name in sorted(found) if name != "tilth"]
 
 
 def documented(distributions: list[importlib.metadata.Distribution]) -> Iterator[Document]:
@@ -146,22 +146,33 @@ def code(library: Path) -> Iterator[Document]:
 
 
 def pieces(source: str, tree: ast.Module) -> Iterator[str]:
-    """A module as pieces of whole top-level statements, as many in one piece as `LONGEST_PIECE` holds; joined they are the module again."""
+    """A module as pieces of whole statements, as many in one piece as `LONGEST_PIECE` holds; joined they are the module again."""
     lines = io.StringIO(source).readlines()  # at line feeds only, as the syntax tree counts
-    starts = [first_line(node) - 1 for node in tree.body[1:]]
     begin, end = 0, 0
-    for after in [*starts, len(lines)]:
-        if end > begin and sum(map(len, lines[begin:after])) > LONGEST_PIECE:
+    for after in [*(line - 1 for line in borders(tree, lines)), len(lines)]:
+        if end > begin and size(lines, begin, after) > LONGEST_PIECE:
             yield "".join(lines[begin:end])
             begin = end
         end = after
     yield "".join(lines[begin:])
 
 
+def borders(tree: ast.Module, lines: list[str]) -> Iterator[int]:
+    """The lines where a module may be cut: before top-level statements, and inside a class that is too long by itself before its methods."""
+    for node in tree.body:
+        yield first_line(node)
+        if isinstance(node, ast.ClassDef) and size(lines, node.lineno - 1, node.end_lineno) > LONGEST_PIECE:
+            yield from map(first_line, node.body[1:])
+
+
 def first_line(node: ast.stmt) -> int:
     """The line a statement begins on, its decorators included."""
     decorators: list[ast.expr] = getattr(node, "decorator_list", [])
     return min([node.lineno, *(decorator.lineno for decorator in decorators)])
+
+
+def size(lines: list[str], begin: int, end: int | None) -> int:
+    return sum(map(len, lines[begin:end]))
 
 
 def write(path: Path, documents: Iterable[Document]) -> None:
