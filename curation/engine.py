@@ -1,8 +1,8 @@
 """Runs pure functions over shards on local processes.
 
 A task is a module-level function and a tuple of picklable arguments; what it returns is small, because what it makes is a file under a name that follows from its
-arguments. So tasks may run anywhere, in any order, twice, or on fewer processes, and the result is the same. A worker that dies is tried once more; the second time
-the build stops and names the task. With one worker everything runs in this process.
+arguments. So tasks may run anywhere, in any order, twice, or on fewer processes, and the result is the same. When a worker dies, the tasks under way are tried once more,
+each alone; one that kills its worker again ends the build and is named. With one worker everything runs in this process.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -56,31 +56,49 @@ class Engine:
         if self._workers == 1 or len(tasks) <= 1:
             return [function(*task) for task in _progress(tasks, len(tasks), label)]
         results: dict[int, Result] = {}
-        self._attempt(function, tasks, results, label)
-        if len(results) < len(tasks):
-            self._attempt(function, tasks, results, label)
-        if len(results) < len(tasks):
-            lost = next(index for index in range(len(tasks)) if index not in results)
-            raise UserError(
-                f"{label}: a worker process died twice (killed, or out of memory) with {len(tasks) - len(results)} of {len(tasks)} tasks left, "
-                f"the first of them {_task_name(tasks[lost])}; the build resumes where it stopped: run it again, with fewer --workers if memory was short"
-            )
+        for index, result in _progress(self._finished(function, tasks, label), len(tasks), label):
+            results[index] = result
         return [results[index] for index in range(len(tasks))]
 
-    def _attempt(self, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], results: dict[int, Result], label: str) -> None:
-        """Runs what has no result yet; a dying worker ends the attempt, an exception of a task ends the build."""
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                self._workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),)
-            )
-        futures: dict[Future[Result], int] = {}
+    def _finished(self, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], label: str) -> Iterator[tuple[int, Result]]:
+        """(index, result) as the tasks end. Only a few are under way at a time, so that a death leaves few to suspect: each is then tried alone."""
+        begun = 0
+        running: dict[Future[Result], int] = {}
+        while True:
+            pool = self._started(self._workers)
+            try:
+                while begun < len(tasks) and len(running) < 2 * self._workers:
+                    running[pool.submit(function, *tasks[begun])] = begun
+                    begun += 1
+                if not running:
+                    return
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    result = future.result()
+                    yield running.pop(future), result
+            except BrokenProcessPool:
+                self._stop(kill=True)
+                print(f"{label}: a worker process died; trying its tasks once more", file=sys.stderr)
+                for index in sorted(running.values()):
+                    yield index, self._alone(function, tasks[index], label)
+                running = {}
+
+    def _alone(self, function: Callable[..., Result], task: tuple[Any, ...], label: str) -> Result:
+        """One task in a process of its own; if that dies too, the task is at fault and is named."""
         try:
-            futures = {self._pool.submit(function, *task): index for index, task in enumerate(tasks) if index not in results}
-            for future in _progress(as_completed(futures), len(futures), label):
-                results[futures[future]] = future.result()
+            return self._started(1).submit(function, *task).result()
         except BrokenProcessPool:
+            raise UserError(
+                f"{label}: a worker process died twice (killed, or out of memory) over {_task_name(task)}; "
+                "what was finished is kept: run it again, with fewer --workers if memory was short"
+            ) from None
+        finally:
             self._stop(kill=True)
-            print(f"{label}: a worker process died; trying its tasks once more", file=sys.stderr)
+
+    def _started(self, workers: int) -> ProcessPoolExecutor:
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),))
+        return self._pool
 
     def _stop(self, *, kill: bool) -> None:
         assert self._pool is not None
