@@ -49,7 +49,7 @@ def build(recipe: Recipe, folder: Path, target: Path, run: Run, *, replace: bool
         digests.save()
         if (digest := _unchanged(resolved, target, work)) is not None:
             return Built(target, digest, True, time.monotonic() - began, {}, {}, [])
-        _refuse_target(target)
+        _refuse_target(target, replace=replace)
         encoder = Encoder.open(resolved.tokenizer)
         corpus = read_corpus(resolved.sources, tuple(recipe.clean), work, engine)
         holdout = reserve(recipe.holdout, recipe.seed, corpus, work, engine) if recipe.holdout else None
@@ -84,13 +84,21 @@ def _unchanged(resolved: Resolved, target: Path, work: Work) -> str | None:
     if not remembered.exists() or not (target / "manifest.json").exists():
         return None
     digest = str(json.loads(remembered.read_text())["digest"])
-    return digest if Manifest.open(target).digest == digest else None
+    try:
+        return digest if Manifest.open(target).digest == digest else None
+    except UserError:
+        return None
 
 
-def _refuse_target(target: Path) -> None:
-    """Says at the start, not after hours, that the target folder is something else."""
+def _refuse_target(target: Path, *, replace: bool) -> None:
+    """Says at the start, not after hours, that the target folder is something else, or damaged."""
     if target.exists() and not (target / "manifest.json").is_file() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"-o {target}: exists and is not a manifest; choose another folder or remove it")
+    if target.exists() and any(target.iterdir()) and not replace:
+        try:
+            Manifest.open(target)
+        except UserError as error:
+            raise UserError(f"-o {target}: {error}, or pass --replace") from None
 
 
 def _by_source(corpus: Corpus, measured: list[Measured]) -> dict[str, Measured]:

@@ -31,11 +31,11 @@ from mixing.manifest import (
     SEQUENCES,
     SPANS,
     Holdout,
+    Manifest,
     canonical_json,
     content_digest,
     holdout_schema,
     inner_path,
-    read_header,
     tokens_schema,
 )
 
@@ -149,7 +149,7 @@ class ManifestWriter:
     def finish(self, header: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
         """Complete `header` with schema version, recipe digest, hold-out counts and files; rename the folder to its target; the digest.
 
-        A target of the same digest is left untouched. One of another digest, or a folder that is no manifest, is a UserError; with `replace` a
+        A whole target of the same digest is left untouched. One of another digest, or a folder that is no manifest, is a UserError; with `replace` a
         manifest is swapped. `provenance` is whatever the build wants to say about itself, outside the digest.
         """
         recipe_sha256 = hashlib.sha256(canonical_json(header["recipe"]).encode()).hexdigest()
@@ -174,7 +174,12 @@ class ManifestWriter:
             return True
         if not (self.target / "manifest.json").is_file():
             raise UserError(f"{self.target}: exists and is not a manifest; choose another folder or remove it")
-        present = read_header(self.target)[1]
+        try:
+            present = Manifest.open(self.target).digest
+        except UserError:  # damaged, or newer than this code
+            if self.replace:
+                return True
+            raise
         if present == digest:
             return False
         if not self.replace:
