@@ -1,0 +1,221 @@
+"""`curate` as a person meets it: a process, its exit code, what stands on stdout and on stderr."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from recipes import pool_of, recipe, write_corpus, write_file, write_recipe, write_records
+
+from curation.cli import main
+from curation.work import Work
+
+ROOT = Path(__file__).parents[2]
+VERBS = ("build", "inspect", "verify", "show", "why", "diff")
+
+
+def curate(*arguments: str | Path) -> Result:
+    """The command in this process, its streams apart."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus, a recipe, and the manifest `out` that it makes."""
+    made = tmp_path_factory.mktemp("cli")
+    write_corpus(made, 30)
+    write_records(made / "bare.parquet", [{"body": "x"}])
+    write_file(made / "half.jsonl", b'{"text": "good"}\nbroken\n')
+    path = write_recipe(made, recipe())
+    result = curate("build", path, "-o", made / "out", "--workers", "1")
+    assert result.exit_code == 0, result.stderr
+    return made
+
+
+# --- refusals
+
+
+def source(**config: Any) -> dict[str, Any]:
+    return {"sources": {"web": {"files": "web/*.jsonl.zst", "key": "id", "columns": ["score"], "max_quarantine": 0.5, **config}}}
+
+
+def mixture(**changes: Any) -> dict[str, Any]:
+    return {"mixture": {**recipe()["mixture"], **changes}}
+
+
+def step(**values: Any) -> dict[str, Any]:
+    return {"steps": [values]}
+
+
+TOO_MUCH = [{"name": "adapt", "tokens": "9M", "weights": {"domain": 0.5, "replay": 0.5}}]
+FEW = {"kind": "fasttext", "train": {"positive": {"sample": "code"}, "negative": "half.jsonl"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "part"),
+    [
+        ({"sedd": 1}, [], "unknown key 'sedd'"),
+        (source(files="nowhere/*.jsonl"), [], "no file matches 'nowhere/*.jsonl'"),
+        (source(files="bare.parquet"), [], "no column 'text' in bare.parquet"),
+        (source(files="corpora:x.jsonl"), [], "no root named 'corpora'"),
+        ({**source(files="half.jsonl", max_quarantine=0.4), "steps": []}, [], "1 of 2 records cannot be used (50.0%, the limit is 40.0%)"),
+        (step(keep="qualty > 3"), [], "names 'qualty', which is no column"),
+        (step(keep="AVG(score) > 3"), [], "an aggregate"),
+        (step(keep="score"), [], "a rule is Boolean"),
+        (step(add={"q": {"kind": "bert"}}), [], "accepted: exact, fasttext, heuristics, minhash, ngram"),
+        (step(add={"q": FEW}), [], "fasttext: "),
+        (mixture(stages=TOO_MUCH), [], "domain"),
+        (mixture(stages=[{**TOO_MUCH[0], "weights": {"domian": 1}}]), [], "no component 'domian'"),
+        (mixture(components={"domain": "1 = 1", "replay": "source = 'prose'"}), [], "set mixture.first_match: true"),
+        ({"tokenizer": {"path": "nowhere"}}, [], "tokenizer"),
+        ({}, ["seed"], "is no override"),
+        ({}, ["seed=x"], "seed: found 'x'"),
+        ({}, ["--root", "x"], "write NAME=PATH"),
+    ],
+)  # fmt: skip
+def test_user_error_is_one_line_on_stderr_exit_code_2_and_nothing_written(
+    folder: Path, tmp_path: Path, changes: dict[str, Any], arguments: list[str], part: str
+) -> None:
+    path = write_recipe(folder, recipe(**changes), "wrong.yaml")
+
+    result = curate("build", path, *arguments, "-o", tmp_path / "out", "--work", tmp_path / "work", "--workers", "1")
+
+    assert result.exit_code == 2, (result.exception, result.output)
+    assert result.stdout == ""
+    assert result.stderr.startswith("curate: ")
+    assert result.stderr.endswith("\n")
+    assert result.stderr.count("\n") == 1
+    assert part in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_user_error_of_a_real_process_is_one_line_too(folder: Path, tmp_path: Path) -> None:
+    path = write_recipe(folder, recipe(**step(add={"q": FEW})), "few.yaml")
+    arguments = ["build", path, "-o", tmp_path / "out", "--work", tmp_path / "work", "--workers", "2"]
+    command = [sys.executable, "-c", "from curation.cli import main; main()", *arguments]
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("curate: fasttext: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["inspect", "nowhere"], "nowhere"),
+        (["show", "out", "--reason", "nonsense"], "no document matches; reasons in"),
+        (["show", "out", "--source", "wiki"], "the manifest has: "),
+        (["show", "out", "--work", "nowhere"], "not the work directory of"),
+        (["why", "out", "no such key"], "no row, key or origin"),
+        (["why", "out", "²"], "no row, key or origin"),
+        (["why", "out", "9" * 30], "rows run from 0 to"),
+        (["why", "out", "--text", "never written"], "no document of"),
+        (["why", "out", "--text", "@nowhere.txt"], "no such file"),
+        (["why", "out"], "one of them"),
+        (["why", "out", "3", "--text", "x"], "one of them"),
+        (["diff", "out", "nowhere"], "nowhere"),
+    ],
+)
+def test_user_error_of_a_reading_verb_is_one_line_and_exit_code_2(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], part: str
+) -> None:
+    monkeypatch.chdir(folder)
+
+    result = curate(*arguments)
+
+    assert result.exit_code == 2, (result.exception, result.output)
+    assert (result.stdout, result.stderr.count("\n")) == ("", 1)
+    assert part in result.stderr
+
+
+def test_a_build_while_another_holds_the_work_directory_is_refused(folder: Path) -> None:
+    with Work(folder / ".tilth").locked():
+        result = curate("build", folder / "recipe.yaml", "-o", folder / "out", "--workers", "1")
+
+    assert result.exit_code == 2
+    assert "another build holds it" in result.stderr
+
+
+def test_an_output_of_another_digest_is_refused_and_the_dry_run_writes_nothing(folder: Path, tmp_path: Path) -> None:
+    result = curate("build", folder / "recipe.yaml", "seed=18", "-o", folder / "out", "--work", tmp_path / "work", "--workers", "1")
+    assert result.exit_code == 2
+    assert "curate diff" in result.stderr
+
+    result = curate("build", folder / "recipe.yaml", "--dry-run", "-o", tmp_path / "out", "--work", tmp_path / "dry", "--workers", "1")
+    assert result.exit_code == 0
+    assert "nothing was written" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["work"]
+
+
+# --- help and answers
+
+
+def test_help_lists_every_verb_with_a_sentence() -> None:
+    result = curate("--help")
+
+    assert result.exit_code == 0
+    listed = {
+        line.split()[0]: line.split(maxsplit=1)[1] for line in result.stdout.split("Commands:")[1].strip().splitlines() if line.strip()
+    }
+    assert set(VERBS) <= set(listed)
+    for verb in VERBS:
+        assert curate(verb, "--help").exit_code == 0
+        assert len(listed[verb]) > 20
+
+
+def test_inspect_json_is_the_header_with_digest_and_effective_tokens(folder: Path) -> None:
+    header = json.loads((folder / "out" / "manifest.json").read_text())
+
+    facts = json.loads(curate("inspect", folder / "out", "--json").stdout)
+
+    assert len(facts.pop("digest")) == 64
+    for stage, known in zip(facts["stages"], header["stages"], strict=True):
+        for name, one in stage["components"].items():
+            unique = known["components"][name]["unique_tokens"]
+            assert unique <= one.pop("effective_tokens") <= known["components"][name]["tokens"]
+    assert facts == header
+
+
+def test_inspect_shows_the_funnel_whose_lines_add_up(folder: Path) -> None:
+    result = curate("inspect", folder / "out")
+
+    rows = {line.split("  ")[0].strip(): line.split()[-1] for line in result.stdout.splitlines() if line.strip()}
+    count = {name: int(value.replace(",", "")) for name, value in rows.items() if value.replace(",", "").isdigit()}
+    parts = [value for name, value in count.items() if name.startswith(("quarantined", "dropped", "held out", "kept"))]
+    assert count["read"] == sum(parts) == len(pool_of(folder / "out"))
+
+
+def test_verify_says_what_holds_and_exits_1_when_something_does_not(folder: Path, tmp_path: Path) -> None:
+    good = curate("verify", folder / "out")
+    assert good.exit_code == 0
+    assert "FAIL" not in good.stdout
+
+    as_json = json.loads(curate("verify", folder / "out", "--json").stdout)
+    assert {entry["verdict"] for entry in as_json} <= {"ok", "finding"}
+
+    shutil.copytree(folder / "out", tmp_path / "bad")
+    path = tmp_path / "bad" / "manifest.json"
+    path.write_text(path.read_text().replace('"kept":', '"kept":1', 1))
+    bad = curate("verify", tmp_path / "bad")
+    assert bad.exit_code == 1
+    assert "FAIL" in bad.stdout
+
+
+def test_build_unchanged_says_so_in_one_line(folder: Path) -> None:
+    result = curate("build", folder / "recipe.yaml", "-o", folder / "out", "--workers", "1")
+
+    assert result.exit_code == 0
+    assert result.stdout.startswith("unchanged: ")
+    assert result.stderr == ""
+
+
+def test_diff_of_a_manifest_with_itself_is_nothing(folder: Path) -> None:
+    assert curate("diff", folder / "out", folder / "out").stdout.startswith("the same manifest, digest ")
