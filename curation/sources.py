@@ -130,6 +130,9 @@ def locate(where: str, files: str | list[str], name: str, folder: Path, roots: d
     found = {path for pattern in below for path in glob(pattern, root_dir=root, recursive=True) if (root / path).is_file()}
     if not found:
         raise UserError(f"{where}: no file matches {', '.join(map(repr, patterns))}; looked below {root}")
+    odd = [path for path in found if path != path.encode("utf-8", "replace").decode()]
+    if odd:
+        raise UserError(f"{where}: the name of the file {min(odd)!a} is not UTF-8; rename it")
     return root, root_name, below, sorted(found, key=natural)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -303,3 +304,12 @@ def test_an_empty_parquet_file_has_no_records(tmp_path: Path) -> None:
     (unit,) = cut(resolved(tmp_path, files="*.parquet"), ())
 
     assert [fact.rows for fact in read_unit(unit, Work(tmp_path / "work"))] == [0]
+
+
+def test_a_file_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    write_numbered(tmp_path, ["a.jsonl", "ünï \u2028.jsonl"])
+    assert len(resolved(tmp_path).inputs) == 2
+    (tmp_path / "a.jsonl").rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jsonl"))
+
+    with pytest.raises(UserError, match=r"the file '\\udcff.jsonl' is not UTF-8; rename it"):
+        resolved(tmp_path)
