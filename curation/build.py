@@ -16,6 +16,7 @@ from curation.assemble import Measured, assemble, documents_of, measure
 from curation.corpus import Corpus, read_corpus
 from curation.engine import Engine, Run
 from curation.holdout import reserve
+from curation.models import Ground
 from curation.recipe import Recipe, Resolved, resolve_recipe
 from curation.steps import Decided, State, Step, decide
 from curation.tokens import Encoder
@@ -55,7 +56,8 @@ def build(recipe: Recipe, folder: Path, target: Path, run: Run, *, replace: bool
         holdout = reserve(recipe.holdout, recipe.seed, corpus, work, engine) if recipe.holdout else None
         scratch = work.room("scratch")
         state = State(work, scratch, holdout.key if holdout else None, resolved.tokenizer, corpus.column_types())
-        decided = decide(resolved.steps, corpus, state, recipe.seed, engine)
+        ground = Ground(corpus, tuple(recipe.clean), state.holdout, recipe.seed, work)
+        decided = decide(resolved.steps, ground, state, engine)
         measured = _by_source(
             corpus, engine.map(measure, [(shard, recipe.mixture, resolved.steps, decided.state) for shard in corpus.shards], "count tokens")
         )

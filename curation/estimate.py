@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from curation import reading, rules
 from curation.engine import Engine, Run
-from curation.reading import CLEAN, Record, has_visible, read_json_lines, read_parquet
+from curation.reading import Record, cleaned, has_visible, read_json_lines, read_parquet
 from curation.recipe import Recipe, Resolved, resolve_recipe
 from curation.sources import ARROW_TYPES, CUT, Source
 from curation.steps import Add, rule_schema
@@ -113,8 +113,8 @@ def _sample(source: Source, resolved: Resolved) -> Sampled:
         read, share = _spread_records(source, path, size)
         records += read
         raw += round(size * share)
-    usable = [record for record in records if record.text is not None and has_visible(_cleaned(record.text, resolved))]
-    texts = [_cleaned(record.text or "", resolved) for record in usable]
+    usable = [record for record in records if record.text is not None and has_visible(cleaned(record.text, resolved.recipe.clean))]
+    texts = [cleaned(record.text or "", resolved.recipe.clean) for record in usable]
     total = sum(one.bytes for one in source.inputs)
     scale = total / raw if raw else 0.0
     ids, _ = Encoder.open(resolved.tokenizer).encode(texts)
@@ -130,12 +130,6 @@ def _sample(source: Source, resolved: Resolved) -> Sampled:
         round(bytes_of * scale),
         _shares(source, usable, texts, resolved),
     )
-
-
-def _cleaned(text: str, resolved: Resolved) -> str:
-    for name in resolved.recipe.clean:
-        text = CLEAN[name](text)
-    return text
 
 
 def _spread_records(source: Source, path: str, size: int) -> tuple[list[Record], float]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import xxhash
 
 from curation.corpus import Shard
-from curation.reading import CLEAN
+from curation.reading import cleaned
 from mixing import UserError
 from mixing.manifest import Manifest, canonical_json
 
@@ -130,9 +130,7 @@ def _by_text(manifest: Manifest, text: str) -> list[dict[str, Any]]:
         if not path.is_file():
             raise UserError(f"--text {text}: no such file")
         text = path.read_text(encoding="utf-8")
-    for name in manifest.header["recipe"]["clean"]:
-        text = CLEAN[name](text)
-    content = xxhash.xxh3_128_hexdigest(text.encode())
+    content = xxhash.xxh3_128_hexdigest(cleaned(text, manifest.header["recipe"]["clean"]).encode())
     found = pool(manifest).filter(pl.col("content") == content).collect().to_dicts()
     if not found:
         raise UserError(

@@ -191,6 +191,17 @@ def _mark(shard: Shard, key: str, similarity: float, index: Path, origins: dict[
     write_sidecar(sidecar_path(work, key, shard), everything, values)
 
 
+def held_contents(shards: list[Shard], holdout: str | None, work: Work, engine: Engine) -> set[bytes]:
+    """The content hashes (16 bytes) of all held-out documents."""
+    if holdout is None:
+        return set()
+    return set().union(*engine.map(_held_contents_of, [(shard, holdout, work) for shard in shards], "look up the hold-out"))
+
+
+def _held_contents_of(shard: Shard, holdout: str, work: Work) -> set[bytes]:
+    return {pair.tobytes() for pair in shard.contents()[holdout_of(shard, holdout, work)[0]].astype(">u8")}
+
+
 def holdout_of(shard: Shard, key: str, work: Work) -> tuple[Mask, Mask]:
     """Per document of a shard: whether it is held out, and whether it is dropped for equalling or resembling one that is."""
     sidecar = read_sidecar(sidecar_path(work, key, shard))

@@ -1,7 +1,7 @@
 """Models that a recipe trains for its signals: from files, or from samples of its sources as they were read.
 
-A model is named by a key over the signal's configuration and the content of its references, so a changed rule never changes a model; only what is held out enters, because
-nothing is trained on it. Each training runs in a fresh process on one thread: fastText fails on a second training in one process, and differs between runs on two threads.
+A model is named by a key over the signal's configuration and the content of its references, so a changed rule never changes a model; the clean steps and what is held out
+enter too, because references are cleaned like documents and nothing is trained on a held-out text. Each training runs in a fresh process on one thread: fastText fails on a second training in one process, and differs between runs on two threads.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import xxhash
 from pydantic import BaseModel
 
 from curation.corpus import Corpus
 from curation.engine import Engine, Run
-from curation.holdout import draw, texts_of
-from curation.reading import Fields, read_json_lines, read_parquet
+from curation.holdout import draw, held_contents, texts_of
+from curation.reading import Fields, cleaned, has_visible, read_json_lines, read_parquet
 from curation.signals import SIGNALS, Reference, Sample
 from curation.sources import JSON_LINES, hash_files, locate, parquet_types
 from curation.work import Digests, Work, folder_atomic, key_of, sha256_folder
@@ -89,52 +90,62 @@ class Model:
     key: str
 
 
-def train(
-    kind: str, config: BaseModel, references: list[Referenced], seed: int, corpus: Corpus, holdout: str | None, work: Work, engine: Engine
-) -> Model:
+@dataclass(frozen=True)
+class Ground:
+    """What models are trained from: the documents as they were read and cleaned, without those held out."""
+
+    corpus: Corpus
+    clean: tuple[str, ...]
+    holdout: str | None
+    seed: int
+    work: Work
+
+
+def train(kind: str, config: BaseModel, references: list[Referenced], ground: Ground, engine: Engine) -> Model:
     """The signal's model, trained unless the work directory has it."""
     signal = SIGNALS[kind]
     of_samples = [
-        [shard.name, shard.first_row] for reference in references if reference.sample for shard in corpus.of(reference.sample.sample)
+        [shard.name, shard.first_row] for reference in references if reference.sample for shard in ground.corpus.of(reference.sample.sample)
     ]
-    key = key_of(
-        "model", kind, signal.version(config), spelled_config(config, references), seed, of_samples, holdout if of_samples else None
-    )
-    folder = work.room("models") / key
+    spelled = spelled_config(config, references)
+    key = key_of("model", kind, signal.version(config), spelled, ground.seed, of_samples, list(ground.clean), ground.holdout)
+    folder = ground.work.room("models") / key
     if not folder.exists():
-        texts = {reference.role: _texts(reference, seed, corpus, holdout, work, engine) for reference in references}
+        texts = {reference.role: _texts(reference, ground, engine) for reference in references}
         for role, found in texts.items():
             if not len(found):
                 raise UserError(f"{kind}: the reference '{role}' holds no text; it needs documents with a visible '{TEXT}'")
         with folder_atomic(folder) as temporary:
-            _train_apart(kind, config, texts, temporary, seed, work)
+            _train_apart(kind, config, texts, temporary, ground)
     return Model(folder, sha256_folder(folder), key)
 
 
-def _texts(reference: Referenced, seed: int, corpus: Corpus, holdout: str | None, work: Work, engine: Engine) -> pa.LargeStringArray:
+def _texts(reference: Referenced, ground: Ground, engine: Engine) -> pa.LargeStringArray:
     if reference.sample is not None:
-        shards = corpus.of(reference.sample.sample)
-        return texts_of(draw(shards, seed, reference.sample.documents, holdout, work, engine), shards, engine)
+        shards = ground.corpus.of(reference.sample.sample)
+        return texts_of(draw(shards, ground.seed, reference.sample.documents, ground.holdout, ground.work, engine), shards, engine)
     assert reference.root is not None
+    reserved = held_contents(ground.corpus.shards, ground.holdout, ground.work, engine)
     fields = Fields(TEXT, None, {})
     found = []
     for path in reference.paths:
         whole = reference.root / path
         records = read_parquet(whole, fields, 0, None) if path.endswith(".parquet") else read_json_lines(whole, fields)
-        found += [record.text for record in records if record.text is not None]
+        texts = [cleaned(record.text, ground.clean) for record in records if record.text is not None]
+        found += [text for text in texts if has_visible(text) and xxhash.xxh3_128_digest(text.encode()) not in reserved]
     return pa.array(found, pa.large_string())
 
 
-def _train_apart(kind: str, config: BaseModel, texts: dict[str, pa.LargeStringArray], folder: Path, seed: int, work: Work) -> None:
+def _train_apart(kind: str, config: BaseModel, texts: dict[str, pa.LargeStringArray], folder: Path, ground: Ground) -> None:
     paths = {}
     for role, found in texts.items():
-        paths[role] = work.room("scratch") / f"{folder.name}.{role}.arrow"
+        paths[role] = ground.work.room("scratch") / f"{folder.name}.{role}.arrow"
         table = pa.table({TEXT: found})
         with pa.OSFile(str(paths[role]), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
         try:
-            apart.submit(_train_here, kind, config, paths, folder, seed).result()
+            apart.submit(_train_here, kind, config, paths, folder, ground.seed).result()
         except BrokenProcessPool:
             raise UserError(f"{kind}: the process that trained it was killed (out of memory?); run the build again") from None
         except UserError as error:

@@ -12,7 +12,7 @@ import json
 import re
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -363,6 +363,13 @@ def _line_endings(text: str) -> str:
 
 
 CLEAN: dict[str, Callable[[str], str]] = {"nfc": _nfc, "control_characters": _control_characters, "line_endings": _line_endings}
+
+
+def cleaned(text: str, names: Sequence[str]) -> str:
+    """`text` after the named clean steps, in their order."""
+    for name in names:
+        text = CLEAN[name](text)
+    return text
 
 
 def has_visible(text: str) -> bool:

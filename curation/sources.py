@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curation import reading
 from curation.engine import Engine
-from curation.reading import CLEAN, Fields, Record
+from curation.reading import Fields, Record
 from curation.work import Digests, Work, folder_atomic, key_of, sha256_file, state_of
 from mixing import UserError
 
@@ -301,8 +301,7 @@ def _batches(unit: Unit) -> Iterator[_Batch]:
 def _sort_in(batch: _Batch, run: int, ordinal: int, record: Record, clean: tuple[str, ...]) -> None:
     text = record.text
     if text is not None:
-        for name in clean:
-            text = CLEAN[name](text)
+        text = reading.cleaned(text, clean)
         if reading.has_visible(text):
             batch.usable.append((run, ordinal, record, text.encode()))
             return

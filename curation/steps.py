@@ -26,7 +26,7 @@ from curation.dedup.minhash import MinhashConfig
 from curation.engine import Engine
 from curation.holdout import holdout_of
 from curation.live import DEDUP, ExactConfig, LiveShard, find_duplicates
-from curation.models import Model, Referenced, spelled_config, train
+from curation.models import Ground, Model, Referenced, spelled_config, train
 from curation.ranking import Cut, Ranked, find_cut, order_key
 from curation.signals import SIGNALS
 from curation.tokenized import tokenize
@@ -288,14 +288,14 @@ class Decided:
     remembered: dict[str, int] = field(default_factory=dict)
 
 
-def decide(steps: list[Step], corpus: Corpus, state: State, seed: int, engine: Engine) -> Decided:
+def decide(steps: list[Step], ground: Ground, state: State, engine: Engine) -> Decided:
     """Runs all steps over all shards."""
-    decided = Decided(state)
+    decided, corpus = Decided(state), ground.corpus
     models: dict[int, Path] = {}
     stretch: list[Step] = []
     for step in steps:
         if isinstance(step, Add) and step.kind not in DEDUP:
-            key = _model_and_key(step, corpus, decided, models, seed, engine)
+            key = _model_and_key(step, ground, decided, models, engine)
             _place(decided, step, key, survivors=False)
         elif not isinstance(step, Keep):
             _run(stretch, corpus, models, decided, engine)
@@ -315,11 +315,11 @@ def decide(steps: list[Step], corpus: Corpus, state: State, seed: int, engine: E
     return decided
 
 
-def _model_and_key(step: Add, corpus: Corpus, decided: Decided, models: dict[int, Path], seed: int, engine: Engine) -> str:
+def _model_and_key(step: Add, ground: Ground, decided: Decided, models: dict[int, Path], engine: Engine) -> str:
     """Trains the signal's model if it has one, and gives the key of its values."""
-    state, signal, model = decided.state, SIGNALS[step.kind], None
+    signal, model = SIGNALS[step.kind], None
     if step.references:
-        model = train(step.kind, step.config, step.references, seed, corpus, state.holdout, state.work, engine)
+        model = train(step.kind, step.config, step.references, ground, engine)
         models[step.index] = model.folder
         decided.models[step.name] = (step.kind, model)
     return key_of(

@@ -195,10 +195,12 @@ def test_held_out_documents_take_no_part_in_top_and_duplicates(tmp_path: Path) -
     assert [row["row"] for row in ranked[:45]] == [row["row"] for row in ranked if row["decision"] == "kept"]
 
 
-def test_a_model_trained_on_a_sample_never_saw_a_held_out_text(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reference", [{"sample": "a", "documents": 1000}, "same.jsonl"], ids=["sample", "file"])
+def test_a_model_never_saw_a_held_out_text(tmp_path: Path, reference: object) -> None:
     """Each text has a word of its own, and an n-gram model of order 1 gives an unseen word the least probability of all."""
     texts = [" ".join([f"only{number}"] * 30 + text_of(number, 10).split()) for number in range(60)]
-    step = {"add": {"like": {"kind": "ngram", "order": 1, "reference": {"sample": "a", "documents": 1000}}}}
+    (tmp_path / "same.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    step = {"add": {"like": {"kind": "ngram", "order": 1, "reference": reference}}}
 
     rows = hold_out(tmp_path, {"a": texts}, documents=6, steps=[step])
 
