@@ -5,6 +5,10 @@ VENV ?= .venv
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 TORCH_INDEX ?=
 JOBS ?= 2
+DEMO_FILES := $(addprefix build/demo/corpus/,docstrings.jsonl descriptions.parquet code.jsonl.zst)
+FILES ?= $(DEMO_FILES)
+TOKENIZER ?= build/demo/bpe-4096/tokenizer.json
+RECIPE ?= data_manifests/demo.yaml
 
 BIN := $(VENV)/bin
 # One thread per process: two spinning thread pools on two busy cores cost a factor of five.
@@ -47,8 +51,12 @@ check: $(VENV)/.ready ## lint, format, types, and that the generated pages are u
 docs: $(VENV)/.ready ## write the generated pages again: docs/reference, data_manifests/README.md, the tree in README.md
 	$(BIN)/python docs/generate.py
 
-bench: $(VENV)/.ready ## run every script in benchmarks/ and print its figures
-	@for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: $(VENV)/.ready ## every script in benchmarks/, on the demo's corpus or on yours: FILES="a.parquet b.jsonl" TOKENIZER=tokenizer.json RECIPE=recipe.yaml
+	@test -d build/demo/corpus || $(BIN)/python examples/harvest_stdlib.py build/demo/corpus
+	@test -d build/demo/bpe-4096 || $(BIN)/python examples/train_tokenizer.py build/demo/bpe-4096 $(DEMO_FILES)
+	$(BIN)/python benchmarks/dedup_accuracy.py $(FILES)
+	$(BIN)/python benchmarks/token_parity.py $(TOKENIZER) $(FILES)
+	$(BIN)/python benchmarks/kill_and_resume.py $(RECIPE)
 
 clean: ## remove what builds, tests and the demo wrote (the environment stays)
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

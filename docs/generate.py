@@ -33,6 +33,7 @@ FOLDERS = {
     "mixing": "token budgets in, manifest out; never sees text",
     "train": "manifest in, checkpoints and measurements out",
     "data_manifests": "recipes ready to run, a small golden manifest, and what a manifest is",
+    "benchmarks": "one script and one dated page for each question that was measured",
     "examples": "the demo, and the corpus it takes from this machine's own Python",
     "tests": "mirrors the packages; test_floors.py holds the architecture",
     "docs": "guides, concepts, reference (generated), LOG.md: what was tried",
