@@ -9,6 +9,9 @@ import generate
 import pytest
 from test_floors import EVERY_MODULE
 
+from curation.recipe import load as load_recipe
+from train.config import load as load_config
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "data_manifests").glob("*.md")])
 
@@ -25,6 +28,30 @@ def test_relative_links_of_a_page_lead_to_files(path: Path) -> None:
     missing = [target for target in targets if "://" not in target and not (path.parent / target).exists()]
 
     assert missing == []
+
+
+def blocks(first_key: str) -> list[str]:
+    """The YAML blocks of all pages that begin with a key."""
+    found = [block for path in PAGES for block in re.findall(r"```yaml\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)]
+    return [block for block in found if re.match(rf"(#.*\n)*{first_key}:", block)]
+
+
+@pytest.mark.parametrize(
+    "text", [*blocks("name"), *(path.read_text(encoding="utf-8") for path in (ROOT / "data_manifests").glob("*.yaml"))]
+)
+def test_recipe_shown_to_a_reader_is_one_the_engine_accepts(tmp_path: Path, text: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+
+    assert load_recipe(tmp_path / "recipe.yaml").mixture.stages
+
+
+@pytest.mark.parametrize(
+    "text", [*blocks("model"), *(path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*.train.yaml"))]
+)
+def test_training_configuration_shown_to_a_reader_is_one_the_trainer_accepts(tmp_path: Path, text: str) -> None:
+    (tmp_path / "train.yaml").write_text(text, encoding="utf-8")
+
+    assert load_config(tmp_path / "train.yaml").batch
 
 
 def test_annotated_tree_of_the_readme_lists_every_module_with_a_meaning() -> None:
