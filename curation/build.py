@@ -159,7 +159,7 @@ def _dropped(fates: dict[int, int], steps: list[Step]) -> list[dict[str, Any]]:
 
 
 def _provenance(resolved: Resolved, encoder: str, run: Run, began: float) -> dict[str, Any]:
-    packages = ("tilth", "polars", "pyarrow", "numpy", "numba", "datasketch", "fasttext", "tokenizers", "fastokens")
+    packages = ("tilth", "polars", "pyarrow", "numpy", "numba", "fasttext", "tokenizers", "fastokens")
     return {
         "built_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - began, 3),

@@ -79,6 +79,12 @@ def funnel(manifest: Manifest) -> str:
 
 
 def _short(rule: str) -> str:
+    if rule.startswith("top: "):
+        top = json.loads(rule.removeprefix("top: "))
+        budget = next(
+            f"{top[name]:,} {name}" if name != "share" else f"{top[name]:.1%}" for name in ("tokens", "documents", "share") if name in top
+        )
+        return f"top {budget} by {top['by']}, {top['order']}"
     return rule if len(rule) <= 60 else f"{rule[:57]}..."
 
 

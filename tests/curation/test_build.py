@@ -261,6 +261,7 @@ def test_a_moved_work_directory_is_used_and_gives_the_same_digest(example: Examp
     assert made.computed == {"copy_of": 0, "duplicate_of": 0, "words": 0}
 
 
+@pytest.mark.slow
 def test_a_build_killed_at_many_places_resumes_to_the_same_digest(example: Example, tmp_path: Path) -> None:
     values = {**recipe(), "steps": [*recipe()["steps"], *MODELS]}
     whole = built(example.folder, values, tmp_path / "whole", tmp_path / "whole work").digest
