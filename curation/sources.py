@@ -37,6 +37,7 @@ SHARD_VERSION = "2"
 CUT = 64 << 20
 SMALL = 8 << 20
 BUCKETS = 256
+TEXT_GROUP = 4 << 20
 JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".ndjson.gz", ".ndjson.zst", ".json.gz", ".json.zst")
 ARROW_TYPES = {"string": pa.large_string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
 
@@ -335,7 +336,9 @@ def _write(folder: Path, number: int, batch: _Batch, unit: Unit) -> ShardFacts:
     }
     for index, (name, kind) in enumerate(unit.fields.columns.items()):
         columns[f"column.{name}"] = pa.array([record.columns[index] for _, _, record, _ in usable], ARROW_TYPES[kind])
-    pq.write_table(pa.table(columns), folder / f"{number:05}.parquet", compression="zstd", compression_level=1)
+    # A pass over the texts holds one row group, so a worker's memory follows TEXT_GROUP and not the shard.
+    group = max(1, len(usable) * TEXT_GROUP // max(int(offsets[-1]), TEXT_GROUP))
+    pq.write_table(pa.table(columns), folder / f"{number:05}.parquet", compression="zstd", compression_level=1, row_group_size=group)
     quarantine = {
         "run": pa.array([run for run, *_ in refused], pa.uint32()),
         "ordinal": pa.array([ordinal for _, ordinal, _ in refused], pa.uint64()),

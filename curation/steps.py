@@ -195,16 +195,16 @@ class Outcome(NamedTuple):
 
 
 def advance(shard: Shard, steps: list[Step], models: dict[int, Path], state: State) -> Outcome:
-    """Takes a shard's documents through row-wise steps: reads the text once, and only if a value is missing."""
+    """Takes a shard's documents through row-wise steps: reads texts a row group at a time, and only where a value is missing."""
     fates, held = start(shard, state)
     computed: dict[str, int] = {}
     remembered: dict[str, int] = {}
-    texts: list[pa.LargeStringArray] = []
+    spans = shard.spans()
     for step in steps:
         alive = fates == ALIVE
         if isinstance(step, Add):
             path = sidecar_path(state.work, state.signals[step.name].key, shard)
-            sidecar = fill_sidecar(path, alive, partial(_compute, step, models.get(step.index), shard, texts))
+            sidecar = fill_sidecar(path, alive, partial(_compute, step, models.get(step.index), shard), spans)
             computed[step.name], remembered[step.name] = sidecar.computed, int(alive.sum()) - sidecar.computed
         elif isinstance(step, Keep):
             _keep(shard, step, fates, np.flatnonzero(alive), state)
@@ -226,11 +226,8 @@ def start(shard: Shard, state: State) -> tuple[Fates, Mask]:
     return np.where(copies, fate_of(0), ALIVE).astype(np.uint16), held
 
 
-def _compute(step: Add, model: Path | None, shard: Shard, texts: list[pa.LargeStringArray], positions: Positions) -> pa.Array:
-    if not texts:
-        texts.append(shard.texts())
-    chosen = texts[0] if len(positions) == shard.documents else texts[0].take(pa.array(positions))
-    return SIGNALS[step.kind].compute(step.config, chosen, model)
+def _compute(step: Add, model: Path | None, shard: Shard, positions: Positions) -> pa.Array:
+    return SIGNALS[step.kind].compute(step.config, shard.texts(positions), model)
 
 
 def _keep(shard: Shard, step: Keep, fates: Fates, positions: Positions, state: State) -> None:

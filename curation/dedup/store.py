@@ -7,6 +7,7 @@ is what the page cache likes to keep. Disk: 12 bytes per row touched, and the va
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,9 +70,13 @@ class Part(NamedTuple):
     places: Path
 
 
-def write_part(path: Path, rows: Hashes, lengths: npt.NDArray[np.int64], values: Hashes) -> Part:
-    """What one task found, to be appended by the driver."""
+def write_part(path: Path, rows: Hashes, pieces: Iterable[tuple[npt.NDArray[np.int64], Hashes]]) -> Part:
+    """What one task found, (lengths, values) piece by piece, to be appended by the driver."""
     part = Part(path.with_suffix(".values"), path.with_suffix(".npy"))
-    values.tofile(part.values)
-    np.save(part.places, np.stack([rows, lengths.astype(np.uint64)]))
+    found = []
+    with part.values.open("wb") as file:
+        for lengths, values in pieces:
+            values.tofile(file)
+            found.append(lengths)
+    np.save(part.places, np.stack([rows, np.concatenate(found).astype(np.uint64)]))
     return part
