@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.engine import Engine
-from curation.sources import ARROW_TYPES, ShardFacts, Source, Unit, cut, natural, read_unit
+from curation.finding import natural
+from curation.sources import ARROW_TYPES, ShardFacts, Source, Unit, cut, read_unit
 from curation.work import Work, write_atomic
 from mixing import UserError
 

@@ -15,8 +15,8 @@ import polars as pl
 import pyarrow as pa
 import xxhash
 
+from curation.clean import CLEAN
 from curation.corpus import Shard
-from curation.reading import CLEAN
 from mixing import UserError
 from mixing.manifest import Manifest, canonical_json
 

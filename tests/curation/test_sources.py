@@ -16,7 +16,8 @@ from recipes import json_lines, text_of, write_file, write_records
 
 from curation import sources
 from curation.engine import Engine
-from curation.sources import Source, SourceConfig, cut, locate, natural, read_unit, resolve
+from curation.finding import locate, natural
+from curation.sources import Source, SourceConfig, cut, read_unit, resolve
 from curation.work import Digests, Work, key_of
 from mixing import UserError, validated
 
@@ -86,8 +87,12 @@ def test_wildcards_in_the_name_of_the_recipes_folder_are_part_of_its_name(tmp_pa
     ("files", "what"),
     [
         ("none/*.jsonl", "no file matches 'none/*.jsonl'"),
-        ("a.txt", "cannot read 'a.txt'"),
-        ("s3://bucket/*.jsonl", "is a URL"),
+        ("a.pdf", "cannot read 'a.pdf'"),
+        ("https://example.org/*.jsonl", "a URL that begins https://"),
+        ("s3://me:secret@bucket/*.jsonl", "a s3:// URL with credentials or options in it"),
+        ("s3://bucket/*.jsonl?secret=1", "a s3:// URL with credentials or options in it"),
+        (["s3://bucket/*.jsonl", "a.jsonl"], "several places"),
+        (["s3://bucket/*.jsonl", "s3://other/a.jsonl"], "several buckets"),
         ("corpora:*.jsonl", "no root named 'corpora' (given: root); name it with --root corpora=PATH"),
         ("root:../x/*.jsonl", "leaves its root"),
         ("root:/etc/*.jsonl", "leaves its root"),
@@ -95,7 +100,7 @@ def test_wildcards_in_the_name_of_the_recipes_folder_are_part_of_its_name(tmp_pa
     ],
 )
 def test_files_that_cannot_be_found_or_read_are_refused_with_their_place(tmp_path: Path, files: str, what: str) -> None:
-    write_file(tmp_path / "a.txt", b"x")
+    write_file(tmp_path / "a.pdf", b"x")
 
     with pytest.raises(UserError) as caught:
         resolved(tmp_path, files=files, roots={"root": str(tmp_path)})
