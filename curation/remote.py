@@ -135,7 +135,10 @@ def filesystem(scheme: str) -> Any:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         anonymous = os.environ.get("AWS_NO_SIGN_REQUEST", "").lower() in ("1", "true", "yes")
-        return fs.S3FileSystem(endpoint_override=endpoint, region=region, anonymous=anonymous, connect_timeout=10, request_timeout=60)
+        retries = fs.AwsStandardS3RetryStrategy(max_attempts=3)
+        return fs.S3FileSystem(
+            endpoint_override=endpoint, region=region, anonymous=anonymous, connect_timeout=10, request_timeout=60, retry_strategy=retries
+        )
     if scheme == "gs":
         return fs.GcsFileSystem(anonymous=os.environ.get("GOOGLE_ANONYMOUS", "") == "1")
     if scheme == "az":

@@ -41,7 +41,7 @@ SHARD_VERSION = "3"
 CUT = 64 << 20
 SMALL = 8 << 20
 BUCKETS = 256
-TEXT_GROUP = 8 << 20  # bytes of text in a row group of a shard
+TEXT_GROUP = 4 << 20  # bytes of text in a row group of a shard
 ARROW_TYPES = TYPES
 
 
