@@ -35,7 +35,6 @@ from curation.remote import Place
 from curation.selection import BUILT_IN, TYPES, Choice, Read, is_expression, names_in, schema_of, select
 from curation.work import Digests, Input, Work, folder_atomic, key_of
 from mixing import UserError
-from mixing.plan import TokenCount
 
 SHARD_VERSION = "3"
 CUT = 64 << 20
@@ -57,7 +56,7 @@ class SourceConfig(BaseModel):
     key: str | None = Field(None, description="a column that identifies a document to its user")
     columns: list[str] = Field([], description="columns carried into the pool")
     where: str | None = Field(None, description="a rule over a record's columns, `key` and `bytes`; other records are not read at all")
-    limit: TokenCount | None = Field(None, description="read no more than the first records, in the order of the files")
+    limit: int | None = Field(None, ge=1, description="read no more than the first records, in the order of the files")
     licence: str | None = Field(None, description="recorded in the manifest")
     max_quarantine: float = Field(0.01, ge=0, le=1, description="the share of records that may be unreadable before the build stops")
 
