@@ -113,7 +113,7 @@ def train(
     )
     folder = work.room("models") / key
     if not folder.exists():
-        texts = {reference.role: _texts(reference, seed, corpus, holdout, work, engine) for reference in references}
+        texts = {reference.role: _texts(kind, reference, seed, corpus, holdout, work, engine) for reference in references}
         for role, found in texts.items():
             if not len(found):
                 raise UserError(f"{kind}: the reference '{role}' holds no text; it needs documents with a visible '{TEXT}'")
@@ -122,7 +122,9 @@ def train(
     return Model(folder, sha256_folder(folder), key)
 
 
-def _texts(reference: Referenced, seed: int, corpus: Corpus, holdout: str | None, work: Work, engine: Engine) -> pa.LargeStringArray:
+def _texts(
+    kind: str, reference: Referenced, seed: int, corpus: Corpus, holdout: str | None, work: Work, engine: Engine
+) -> pa.LargeStringArray:
     if reference.sample is not None:
         shards = corpus.of(reference.sample.sample)
         return texts_of(draw(shards, seed, reference.sample.documents, holdout, work, engine), shards, engine)
@@ -130,7 +132,12 @@ def _texts(reference: Referenced, seed: int, corpus: Corpus, holdout: str | None
     fields = Fields(TEXT, None, {})
     found = []
     for path in reference.paths:
-        records = FORMATS[_format(reference.root, path)].read(reference.root / path, fields, 0, None)
+        records = list(FORMATS[_format(reference.root, path)].read(reference.root / path, fields, 0, None))
+        lost = [record for record in records if record.text is None]
+        if lost and SIGNALS[kind].whole:
+            raise UserError(
+                f"{kind}: {path}#{lost[0].position} cannot be read: {lost[0].reason}; mend the list, no entry of it may be lost"
+            )
         found += [record.text for record in records if record.text is not None]
     return pa.array(found, pa.large_string())
 

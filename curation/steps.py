@@ -156,12 +156,8 @@ def frame(shard: Shard, names: list[str], positions: Positions, state: State) ->
     for name in names:
         if name == "source":
             columns[name] = pl.Series(name, [shard.source], dtype=pl.String).new_from_index(0, len(positions))
-        elif name == "origin":
-            columns[name] = pl.Series(name, shard.origins(positions), dtype=pl.String)
-        elif name == "content":
-            columns[name] = pl.Series(
-                name, [one.hex() for one in shard.read(["content"])["content"].take(pa.array(positions)).to_pylist()], dtype=pl.String
-            )
+        elif name in ("origin", "content"):
+            columns[name] = pl.Series(name, identities(shard, name, positions), dtype=pl.String)
         elif name in state.signals:
             columns[name] = pl.Series(name, pl.from_arrow(signal_values(shard, name, state).take(pa.array(positions))))
         elif name in ("key", "bytes"):
@@ -171,6 +167,14 @@ def frame(shard: Shard, names: list[str], positions: Positions, state: State) ->
         else:
             columns[name] = pl.Series(name, pl.from_arrow(pa.nulls(len(positions), state.columns[name])))
     return pl.DataFrame(columns) if columns else pl.DataFrame({"": np.zeros(len(positions), np.bool_)})
+
+
+def identities(shard: Shard, name: str, positions: Positions) -> list[str | None]:
+    """The key, content hash or origin of documents, as text."""
+    if name == "origin":
+        return list(shard.origins(positions))
+    values = shard.read([name])[name].take(pa.array(positions)).to_pylist()
+    return [one.hex() for one in values] if name == "content" else values
 
 
 def signal_values(shard: Shard, name: str, state: State) -> pa.Array:
@@ -227,7 +231,11 @@ def start(shard: Shard, state: State) -> tuple[Fates, Mask]:
 
 
 def _compute(step: Add, model: Path | None, shard: Shard, positions: Positions) -> pa.Array:
-    return SIGNALS[step.kind].compute(step.config, shard.texts(positions), model)
+    signal = SIGNALS[step.kind]
+    reads = signal.reads(step.config)
+    if reads == "text":
+        return signal.compute(step.config, shard.texts(positions), model)
+    return signal.compute(step.config, pa.array(identities(shard, reads, positions), pa.large_string()), model)
 
 
 def _keep(shard: Shard, step: Keep, fates: Fates, positions: Positions, state: State) -> None:

@@ -41,6 +41,7 @@ ORDER = {
         "signals.classifier",
         "signals.ngram",
         "signals.perplexity",
+        "signals.listed",
         "signals",
         "dedup",
         "dedup.minhash",
