@@ -356,18 +356,21 @@ def assemble(
     path = state.scratch / "planned.npy"
     np.save(path, planned)
     placed = engine.map(place_planned, [(shard, path, state) for shard in shards], "collect tokens")
-    writer.tokens(merged_tokens([part for part in placed if part.documents], planned, documents.tokens[chosen], state))
-    for stage in plan.stages:
-        writer.plan(stage, documents.row)
+    with engine.phase("write tokens"):
+        writer.tokens(merged_tokens([part for part in placed if part.documents], planned, documents.tokens[chosen], state))
+    with engine.phase("write the plan", len(plan.stages)):
+        for stage in plan.stages:
+            writer.plan(stage, documents.row)
     held = engine.map(held_out, [(shard, state) for shard in shards], "collect hold-out")
     for source in corpus.sources:
         mine = [part for shard, part in zip(shards, held, strict=True) if part is not None and shard.source == source.name]
         if mine:
             writer.holdout(source.name, merged_holdout(mine))
     reasons = Reasons({step.index: step for step in steps})
-    spans = engine.map(pool_part, [(shard, reasons, state) for shard in shards], "write the pool")
-    for number, table in enumerate(merged_pool(corpus, spans, state, sum(corpus.read.values()))):
-        writer.pool(number, table)
+    spans = engine.map(pool_part, [(shard, reasons, state) for shard in shards], "make the pool")
+    with engine.phase("write the pool"):
+        for number, table in enumerate(merged_pool(corpus, spans, state, sum(corpus.read.values()))):
+            writer.pool(number, table)
     used = dict.fromkeys((source.name for source in corpus.sources), 0)
     for part in placed:
         used[part.shard.source] += part.documents

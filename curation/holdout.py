@@ -130,6 +130,7 @@ def reserve(config: HoldoutConfig, seed: int, corpus: Corpus, work: Work, engine
     rows = np.array([document.row for document in chosen], np.uint64)
     contents = np.frombuffer(b"".join(document.content for document in chosen), ">u8").astype(np.uint64).reshape(-1, 2)
     write_holdout_index(index, texts, contents, rows)
+    engine.memory.require("hold out", worker=index.stat().st_size)
     by_name = {shard.name: shard for shard in corpus.shards}
     origins = {document.row: by_name[document.shard].origins(np.array([document.position]))[0] for document in chosen}
     engine.map(_mark, [(shard, key, config.similarity, index, origins, work) for shard in missing], "hold out")

@@ -117,9 +117,9 @@ def find_duplicates(config: ExactConfig | MinhashConfig, shards: list[LiveShard]
     run = partial(engine.map, label=f"find {config.kind} duplicates")
     if isinstance(config, MinhashConfig):
         engine.map(_sign_live, [(live,) for live in shards], "sign")
-        found = near_duplicates(shards, config, scratch, run)
+        found = near_duplicates(shards, config, scratch, run, engine.memory.range_bytes())
     else:
-        found = exact_duplicates(shards, scratch, run)
+        found = exact_duplicates(shards, scratch, run, engine.memory.range_bytes())
     survivors = _with_origins(found, shards, scratch, engine)
     decided = engine.map(
         _write_survivors,

@@ -12,6 +12,7 @@ from mixing.manifest import Manifest
 if TYPE_CHECKING:
     from curation.build import Built
     from curation.estimate import Estimate
+    from curation.sweep import Entry
     from mixing.findings import Finding
 
 REPETITION_HALF_LIFE = 15.39
@@ -27,6 +28,16 @@ def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
         ]
         lines.append((indent + "  ".join(cells)).rstrip())
     return "\n".join(lines)
+
+
+def rooms(found: dict[str, list[Entry]]) -> str:
+    """The rooms of a work directory: what lies there, and how much of it no kept build refers to."""
+    rows = [["room", "entries", "MB", "unused", "MB"]]
+    for room, entries in found.items():
+        unused = [entry for entry in entries if not entry.used]
+        sizes = [f"{sum(entry.bytes for entry in some) / 1e6:,.1f}" for some in (entries, unused)]
+        rows.append([room, f"{len(entries):,}", sizes[0], f"{len(unused):,}", sizes[1]])
+    return table(rows)
 
 
 def effective_tokens(tokens: int, unique: int) -> int:

@@ -326,6 +326,7 @@ def _model_and_key(step: Add, corpus: Corpus, decided: Decided, models: dict[int
     if step.references:
         model = train(step.kind, step.config, step.references, seed, corpus, state.holdout, state.work, engine)
         models[step.index] = model.folder
+        engine.memory.require(f"add {step.name}", worker=sum(path.stat().st_size for path in model.folder.rglob("*")))
         decided.models[step.name] = (step.kind, model)
     return key_of(
         "signal", step.kind, signal.version(step.config), spelled_config(step.config, step.references), model.sha256 if model else None
@@ -348,3 +349,7 @@ def _run(stretch: list[Step], corpus: Corpus, models: dict[int, Path], decided: 
         for into, counts in ((decided.computed, outcome.computed), (decided.remembered, outcome.remembered)):
             for name, count in counts.items():
                 into[name] = into.get(name, 0) + count
+    computed, remembered = (
+        sum(sum(counts.values()) for counts in found) for found in ([o.computed for o in outcomes], [o.remembered for o in outcomes])
+    )
+    engine.journal.count(computed, remembered)

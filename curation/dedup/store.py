@@ -6,6 +6,7 @@ is what the page cache likes to keep. Disk: 12 bytes per row touched, and the va
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,8 +19,12 @@ from curation.words import Hashes, Offsets
 
 
 def sparse(path: Path, dtype: type[np.generic], size: int) -> npt.NDArray[np.generic]:
-    """A mapped array of zeros over rows; blocks never written take no disk."""
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(size,))
+    """A mapped array of zeros over rows. Its room on the disk is taken now: a mapped page that finds the disk full kills the process without a word."""
+    found = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(size,))
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return found
 
 
 class Store(NamedTuple):
