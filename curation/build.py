@@ -102,7 +102,8 @@ def _build(recipe: Recipe, folder: Path, target: Path, run: Run, replace: bool, 
         used = assemble(writer, corpus, decided.state, resolved.steps, planned, documents, engine)
         with engine.phase("finish"):
             digest = writer.finish(
-                _header(resolved, corpus, decided, measured, used, planned), _provenance(resolved, encoder.name, run, began)
+                _header(resolved, corpus, decided, measured, used, planned),
+                _provenance(resolved, encoder.name, run, began) | {"cleaned": corpus.cleaned},
             )
     write_json(work.room("builds") / f"{resolved.key}.json", _record(digest, corpus, decided, work))
     warnings = [

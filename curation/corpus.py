@@ -110,12 +110,14 @@ def chunkless(column: pa.ChunkedArray) -> pa.Array:
 
 @dataclass(frozen=True)
 class Corpus:
-    """What was read: the shards of all sources in rank order, and per source the records read and those quarantined by reason."""
+    """What was read: the shards of all sources in rank order, per source the records read and those quarantined by reason, and the documents
+    that each clean step changed."""
 
     sources: list[Source]
     shards: list[Shard]
     read: dict[str, int]
     quarantined: dict[str, dict[str, int]]
+    cleaned: dict[str, dict[str, int]]
 
     def of(self, source: str) -> list[Shard]:
         return [shard for shard in self.shards if shard.source == source]
@@ -140,6 +142,7 @@ def read_corpus(sources: list[Source], clean: tuple[str, ...], work: Work, engin
     seen: dict[str, int] = {}
     shards, read = [], dict.fromkeys((source.name for source in sources), 0)
     quarantined: dict[str, dict[str, int]] = {source.name: {} for source in sources}
+    cleaned = {source.name: dict.fromkeys(clean, 0) for source in sources}
     first_row = 0
     for source in sources:
         mine = [(unit, facts[unit.name]) for owner, unit in units if owner is source]
@@ -150,10 +153,12 @@ def read_corpus(sources: list[Source], clean: tuple[str, ...], work: Work, engin
             again = seen[unit.name] = seen.get(unit.name, -1) + 1
             for number, shard in enumerate(made):
                 shards.append(_shard(source, unit, again, number, shard, first_rows[unit.name], work))
+                for step, count in shard.cleaned.items():
+                    cleaned[source.name][step] += count
                 for reason, count in shard.quarantined.items():
                     quarantined[source.name][reason] = quarantined[source.name].get(reason, 0) + count
         _check_losses(source, records, quarantined[source.name], [shard for shard in shards if shard.source == source.name])
-    return Corpus(sources, shards, read, quarantined)
+    return Corpus(sources, shards, read, quarantined, cleaned)
 
 
 def _number(units: list[tuple[Unit, list[ShardFacts]]], first_row: int) -> tuple[dict[str, list[int]], int]:

@@ -75,6 +75,9 @@ def funnel(manifest: Manifest) -> str:
 
     rows = [["documents", *sources, "all"], row("read", [source["read"] for source in sources.values()])]
     rows.append(row("quarantined", [source["quarantined"] for source in sources.values()]))
+    for step in manifest.header["recipe"].get("clean", []):
+        if any(changed := [_cleaned(manifest).get(name, {}).get(step, 0) for name in sources]):
+            rows.append(row(f"  changed by {step}", changed))
     for step, rule in sorted(steps.items()):
         label = "like a held-out one" if step == 0 else f"step {step}: {_short(rule)}"
         rows.append(row(f"dropped, {label}", dropped(step)))
@@ -87,6 +90,13 @@ def funnel(manifest: Manifest) -> str:
     ):
         rows.append(row(label, [source[name] for source in sources.values()]))
     return table(rows, "")
+
+
+def _cleaned(manifest: Manifest) -> dict[str, dict[str, int]]:
+    """Documents that each clean step changed, per source, as the build counted them."""
+    path = manifest.folder / "provenance.json"
+    found: dict[str, dict[str, int]] = json.loads(path.read_text()).get("cleaned", {}) if path.exists() else {}
+    return found
 
 
 def _short(rule: str) -> str:

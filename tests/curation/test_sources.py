@@ -13,14 +13,16 @@ import pytest
 import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
-from recipes import json_lines, text_of, write_file, write_records
+from recipes import built, json_lines, recipe, text_of, write_corpus, write_file, write_records
 
 from curation import sources
 from curation.engine import Engine
 from curation.finding import locate, natural
+from curation.report import inspect
 from curation.sources import Source, SourceConfig, cut, read_unit, resolve
 from curation.work import Digests, Work, key_of
 from mixing import UserError, validated
+from mixing.manifest import Manifest
 
 
 def resolved(folder: Path, name: str = "prose", roots: dict[str, str] | None = None, **config: Any) -> Source:
@@ -472,3 +474,22 @@ def test_a_file_looked_at_once_is_not_opened_to_be_looked_at_again(tmp_path: Pat
         os.utime(tmp_path / "in" / "a.parquet", ns=(state.st_mtime_ns - 10**10,) * 2)
 
         assert resolve("s", config, tmp_path, {}, known, engine) == first
+
+
+def test_inspect_shows_how_many_documents_each_clean_step_changed(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    write_records(
+        tmp_path / "prose" / "odd.jsonl", [{"text": f"{text_of(number)} e\u0301 \0", "id": str(number), "score": 1} for number in range(7)]
+    )
+    built(tmp_path, recipe(clean=["line_endings", "nfc", "control_characters"], steps=[]), tmp_path / "out")
+
+    shown = inspect(Manifest.open(tmp_path / "out"))
+
+    assert json.loads((tmp_path / "out" / "provenance.json").read_text())["cleaned"]["prose"] == {
+        "line_endings": 0,
+        "nfc": 7,
+        "control_characters": 7,
+    }
+    assert [line.split()[:4] for line in shown.splitlines() if "changed by" in line] == [
+        ["changed", "by", step, "7"] for step in ("nfc", "control_characters")
+    ]
