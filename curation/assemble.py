@@ -1,7 +1,7 @@
 """From decided documents to a manifest: components, tokens, plan, pool.
 
 Everything per document is made shard by shard into the scratch room, sorted by row, and then merged in windows of rows, so that memory follows the window and not the
-corpus. The one thing held whole is what the plan needs of a document: row, content, component and token count, about 34 bytes.
+corpus. The one thing held whole is what the plan needs of a document: row, content, component and token count, 34 bytes (`curation.memory` counts them).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from curation import rules
 from curation.corpus import Corpus, Positions, Shard, chunkless, read_sidecar, sidecar_path
 from curation.engine import Engine
 from curation.steps import ALIVE, Add, Keep, State, Step, Top, fate_of, frame, signal_values, start
-from curation.tokenized import encoded, lengths, token_key
+from curation.tokenized import TokenIds, tokenize
 from mixing import UserError
 from mixing.draws import Documents
 from mixing.manifest import Holdout, canonical_json
@@ -30,8 +30,9 @@ from mixing.pool import pool_schema
 from mixing.write import ManifestWriter
 
 NO_COMPONENT = 65535
-POOL_ROWS = 1_000_000
-TOKEN_DOCUMENTS = 20_000
+POOL_ROWS = 1_000_000  # of one file
+POOL_WINDOW = 50_000  # held at a time
+TOKEN_WINDOW = 4 << 20  # ids held at a time
 SURVIVOR_KEYS = ("survivor", "row", "similarity")
 
 
@@ -65,74 +66,87 @@ def measure(shard: Shard, mixture: Mixture, steps: list[Step], state: State) -> 
         component[inside[~taken]] = index
     alive = (fates == ALIVE) & ~held
     counted = (alive & (component != NO_COMPONENT)) | ((fates == ALIVE) & held)
-    tokens = lengths(encoded(shard, counted, state.tokenizer, state.work).values)
+    tokens = tokenize(shard, counted, state.tokenizer, state.work)
     for step in steps:
         if isinstance(step, Top) and step.config.tokens is not None:
             counted |= np.load(state.counted(shard, step.index))
     planned = np.flatnonzero(alive & (component != NO_COMPONENT))
-    np.savez(
-        state.scratch / f"{shard.name}.candidates.npz",
-        row=shard.rows()[planned],
-        content=shard.contents()[planned],
-        component=component[planned],
-        tokens=tokens[planned],
-    )
+    candidates = Documents(shard.rows()[planned], shard.contents()[planned], component[planned], tokens[planned])
+    np.savez(state.scratch / f"{shard.name}.candidates.npz", **candidates._asdict())
     np.save(state.scratch / f"{shard.name}.component.npy", component)
     np.save(state.scratch / f"{shard.name}.tokens.npy", np.where(counted, tokens, -1))
     return Measured(int(alive.sum()), int((alive & (component == NO_COMPONENT)).sum()), int(held.sum()))
 
 
 def documents_of(corpus: Corpus, state: State) -> Documents:
-    """The candidates of all shards, by row."""
-    parts = [np.load(state.scratch / f"{shard.name}.candidates.npz") for shard in corpus.shards]
-    row = np.concatenate([part["row"] for part in parts])
-    order = np.argsort(row)
-    content, component, tokens = (np.concatenate([part[name] for part in parts])[order] for name in ("content", "component", "tokens"))
-    return Documents(row[order], content, component, tokens)
+    """The candidates of all shards, by row; one column at a time besides the result, so 24 bytes a document more at the highest."""
+    row = _column("row", corpus, state)
+    order = None if (row[1:] > row[:-1]).all() else np.argsort(row)
+    columns = [row]
+    for name in Documents._fields[1:]:
+        column = _column(name, corpus, state)
+        columns.append(column if order is None else column[order])
+    return Documents(row if order is None else row[order], *columns[1:])
+
+
+def _column(name: str, corpus: Corpus, state: State) -> npt.NDArray[Any]:
+    parts = []
+    for shard in corpus.shards:
+        with np.load(state.scratch / f"{shard.name}.candidates.npz") as stored:
+            parts.append(stored[name])
+    return np.concatenate(parts)
 
 
 # --- tokens
 
 
-def write_tokens(shard: Shard, planned: Path, state: State) -> tuple[int, int, int]:
-    """The ids of a shard's planned documents into the scratch room, by row: (documents, first row, last row)."""
+class Placed(NamedTuple):
+    """A shard's planned documents by row, in the scratch room: their rows, and their positions in the shard."""
+
+    shard: Shard
+    documents: int
+    first: int
+    last: int
+
+    def load(self, name: str, state: State) -> npt.NDArray[Any]:
+        found: npt.NDArray[Any] = np.load(state.scratch / f"{self.shard.name}.planned.{name}.npy", mmap_mode="r")
+        return found
+
+
+def place_planned(shard: Shard, planned: Path, state: State) -> Placed:
+    """Finds a shard's planned documents."""
     rows = shard.rows()
     positions = np.flatnonzero(np.isin(rows, np.load(planned, mmap_mode="r")))
     positions = positions[np.argsort(rows[positions])]
-    if len(positions):
-        save_ids(state.scratch / f"{shard.name}.planned", rows[positions], ids_of(shard, positions, state))
-    return len(positions), int(rows[positions[0]]) if len(positions) else 0, int(rows[positions[-1]]) if len(positions) else -1
-
-
-def ids_of(shard: Shard, positions: Positions, state: State) -> pa.LargeListArray:
-    sidecar = read_sidecar(sidecar_path(state.work, token_key(state.tokenizer), shard))
-    assert sidecar is not None
-    return sidecar.values.take(pa.array(positions))
-
-
-def save_ids(path: Path, rows: npt.NDArray[np.uint64], ids: pa.LargeListArray) -> None:
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths(ids))])
-    for name, values in (("rows", rows), ("offsets", offsets), ("ids", ids.flatten().to_numpy())):
-        np.save(path.with_name(f"{path.name}.{name}.npy"), values)
+    for name, values in (("rows", rows[positions]), ("positions", positions)):
+        np.save(state.scratch / f"{shard.name}.planned.{name}.npy", values)
+    return Placed(shard, len(positions), *((int(rows[positions[0]]), int(rows[positions[-1]])) if len(positions) else (0, -1)))
 
 
 def merged_tokens(
-    parts: list[tuple[Path, int, int]], planned: npt.NDArray[np.uint64]
+    parts: list[Placed], planned: npt.NDArray[np.uint64], tokens: npt.NDArray[np.int64], state: State
 ) -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[Any], npt.NDArray[np.int64]]]:
-    """The planned documents of all shards in row order, some thousands at a time."""
-    for begin in range(0, len(planned), TOKEN_DOCUMENTS):
-        low, high = planned[begin], planned[min(begin + TOKEN_DOCUMENTS, len(planned)) - 1]
+    """The planned documents of all shards in row order, some millions of ids at a time, from the sidecars where they lie."""
+    stored = {part.shard.name: TokenIds.open(part.shard, state.tokenizer, state.work) for part in parts}
+    ends = np.cumsum(tokens)
+    begin = 0
+    while begin < len(planned):
+        room = TOKEN_WINDOW + (int(ends[begin - 1]) if begin else 0)
+        end = max(begin + 1, int(np.searchsorted(ends, room, side="right")))
+        low, high = planned[begin], planned[end - 1]
+        begin = end
         rows, counts, ids = [], [], []
-        for path, first, last in parts:
-            if first > high or last < low:
+        for part in parts:
+            if part.first > high or part.last < low:
                 continue
-            there, offsets, stored = (
-                np.load(path.with_name(f"{path.name}.{name}.npy"), mmap_mode="r") for name in ("rows", "offsets", "ids")
-            )
+            there = part.load("rows", state)
             a, b = int(np.searchsorted(there, low)), int(np.searchsorted(there, high, side="right"))
-            rows.append(there[a:b])
-            counts.append(np.diff(offsets[a : b + 1]))
-            ids.append(stored[offsets[a] : offsets[b]])
+            positions = part.load("positions", state)[a:b]
+            order = np.argsort(positions)
+            rows.append(there[a:b][order])
+            mine, values = stored[part.shard.name].take(positions[order])
+            counts.append(mine)
+            ids.append(values)
         yield in_row_order(np.concatenate(rows), np.concatenate(counts), np.concatenate(ids))
 
 
@@ -158,11 +172,12 @@ def held_out(shard: Shard, state: State) -> Holdout | None:
         return None
     rows = shard.rows()
     positions = positions[np.argsort(rows[positions])]
-    ids = ids_of(shard, positions, state)
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths(ids))])
+    order = np.argsort(positions)
+    counts, ids = TokenIds.open(shard, state.tokenizer, state.work).take(positions[order])
+    _, ids, offsets = in_row_order(rows[positions[order]], counts, ids)
     size = shard.read(["bytes"])["bytes"].to_numpy()[positions].astype(np.uint32)
     component = np.load(state.scratch / f"{shard.name}.component.npy")[positions]
-    return Holdout(rows[positions], component, size, offsets, ids.flatten().to_numpy())
+    return Holdout(rows[positions], component, size, offsets, ids)
 
 
 def merged_holdout(parts: list[Holdout]) -> Holdout:
@@ -305,19 +320,27 @@ def _as_table(columns: dict[str, Any], rows: int, schema: pa.Schema) -> pa.Table
 
 
 def merged_pool(corpus: Corpus, spans: list[tuple[int, int]], state: State, rows: int) -> Iterator[pa.Table]:
-    """The pool, a million rows at a time."""
+    """The pool, a million rows at a time: put in order in windows, and handed on as a file that is mapped."""
+    opened = {shard.name: _mapped(state.scratch / f"{shard.name}.pool.arrow") for shard in corpus.shards}
+    file = state.scratch / "pool.arrow"
     for begin in range(0, rows, POOL_ROWS):
-        low, high = begin, min(begin + POOL_ROWS, rows) - 1
-        parts = []
-        for shard, (first, last) in zip(corpus.shards, spans, strict=True):
-            if first > high or last < low:
-                continue
-            with pa.memory_map(str(state.scratch / f"{shard.name}.pool.arrow")) as source:
-                table = pa.ipc.open_file(source).read_all()
-            there = table["row"].to_numpy()
-            a, b = np.searchsorted(there, np.uint64(low)), np.searchsorted(there, np.uint64(high), side="right")
-            parts.append(table.slice(a, b - a))
-        yield pa.concat_tables(parts).sort_by("row")
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, next(iter(opened.values())).schema) as writer:
+            for low in range(begin, min(begin + POOL_ROWS, rows), POOL_WINDOW):
+                high = min(low + POOL_WINDOW, begin + POOL_ROWS, rows) - 1
+                parts = []
+                for shard, (first, last) in zip(corpus.shards, spans, strict=True):
+                    if first <= high and last >= low:
+                        there = opened[shard.name]["row"].chunk(0).to_numpy()
+                        a, b = np.searchsorted(there, np.uint64(low)), np.searchsorted(there, np.uint64(high), side="right")
+                        parts.append(opened[shard.name].slice(a, b - a))
+                writer.write_table(pa.concat_tables(parts).sort_by("row"))
+        yield _mapped(file)
+        file.unlink()
+
+
+def _mapped(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all()
 
 
 # --- the manifest
@@ -328,26 +351,27 @@ def assemble(
 ) -> dict[str, int]:
     """Writes tokens, plan, hold-out and pool; returns the documents used, per source."""
     shards = corpus.shards
-    planned = documents.row[plan.documents()]
+    chosen = plan.documents()
+    planned = documents.row[chosen]
     path = state.scratch / "planned.npy"
     np.save(path, planned)
-    counts = engine.map(write_tokens, [(shard, path, state) for shard in shards], "collect tokens")
-    parts = [
-        (state.scratch / f"{shard.name}.planned", first, last) for shard, (count, first, last) in zip(shards, counts, strict=True) if count
-    ]
-    writer.tokens(merged_tokens(parts, planned))
-    for stage in plan.stages:
-        writer.plan(stage, documents.row)
+    placed = engine.map(place_planned, [(shard, path, state) for shard in shards], "collect tokens")
+    with engine.phase("write tokens"):
+        writer.tokens(merged_tokens([part for part in placed if part.documents], planned, documents.tokens[chosen], state))
+    with engine.phase("write the plan", len(plan.stages)):
+        for stage in plan.stages:
+            writer.plan(stage, documents.row)
     held = engine.map(held_out, [(shard, state) for shard in shards], "collect hold-out")
     for source in corpus.sources:
         mine = [part for shard, part in zip(shards, held, strict=True) if part is not None and shard.source == source.name]
         if mine:
             writer.holdout(source.name, merged_holdout(mine))
     reasons = Reasons({step.index: step for step in steps})
-    spans = engine.map(pool_part, [(shard, reasons, state) for shard in shards], "write the pool")
-    for number, table in enumerate(merged_pool(corpus, spans, state, sum(corpus.read.values()))):
-        writer.pool(number, table)
+    spans = engine.map(pool_part, [(shard, reasons, state) for shard in shards], "make the pool")
+    with engine.phase("write the pool"):
+        for number, table in enumerate(merged_pool(corpus, spans, state, sum(corpus.read.values()))):
+            writer.pool(number, table)
     used = dict.fromkeys((source.name for source in corpus.sources), 0)
-    for shard, (count, _, _) in zip(shards, counts, strict=True):
-        used[shard.source] += count
+    for part in placed:
+        used[part.shard.source] += part.documents
     return used

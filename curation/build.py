@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -14,11 +15,14 @@ from typing import Any
 
 from curation.assemble import Measured, assemble, documents_of, measure
 from curation.corpus import Corpus, read_corpus
-from curation.engine import Engine, Run
+from curation.engine import Engine, Run, is_full
 from curation.holdout import reserve
+from curation.live import signature_key
+from curation.memory import DOCUMENT
 from curation.models import Ground
 from curation.recipe import Recipe, Resolved, resolve_recipe
 from curation.steps import Decided, State, Step, decide
+from curation.tokenized import token_key
 from curation.tokens import Encoder
 from curation.work import Digests, Work, write_json
 from mixing import UserError
@@ -44,34 +48,66 @@ def build(recipe: Recipe, folder: Path, target: Path, run: Run, *, replace: bool
     """Builds the manifest of `recipe`, whose paths start at `folder`, into `target`."""
     began = time.monotonic()
     work = Work(run.work)
-    with work.locked(), Engine(run.workers) as engine:
-        digests = Digests(work)
-        resolved = resolve_recipe(recipe, folder, run, digests, engine)
-        digests.save()
-        if (digest := _unchanged(resolved, target, work)) is not None:
-            return Built(target, digest, True, time.monotonic() - began, {}, {}, [])
-        _refuse_target(target, replace=replace)
-        encoder = Encoder.open(resolved.tokenizer)
-        corpus = read_corpus(resolved.sources, tuple(recipe.clean), work, engine)
-        holdout = reserve(recipe.holdout, recipe.seed, corpus, work, engine) if recipe.holdout else None
-        scratch = work.room("scratch")
-        state = State(work, scratch, holdout.key if holdout else None, resolved.tokenizer, corpus.column_types())
-        ground = Ground(corpus, tuple(recipe.clean), state.holdout, recipe.seed, work)
-        decided = decide(resolved.steps, ground, state, engine)
-        measured = _by_source(
-            corpus, engine.map(measure, [(shard, recipe.mixture, resolved.steps, decided.state) for shard in corpus.shards], "count tokens")
-        )
+    with work.locked(), Engine(run.workers, run.memory) as engine:
+        try:
+            return _build(recipe, folder, target, run, replace, work, engine, began)
+        except KeyboardInterrupt:
+            engine.journal.end("interrupted")
+            raise
+        except UserError:
+            engine.journal.end("refused")
+            raise
+        except OSError as error:
+            if not is_full(error):
+                raise
+            shutil.rmtree(work.root / "scratch", ignore_errors=True)  # room for whoever has to make some
+            raise _no_room(work.root, target, engine.journal.phase) from None
+
+
+def _no_room(work: Path, target: Path, phase: str) -> UserError:
+    places = {
+        "the work directory": work,
+        "the manifest's folder": next(path for path in [target, *target.absolute().parents] if path.exists()),
+    }
+    free = ", ".join(f"{name} {path} has {shutil.disk_usage(path).free / 1e6:,.0f} MB free" for name, path in places.items())
+    return UserError(
+        f"no room left on the disk in '{phase}' ({free}); make room, with `curate clean --work {work}` perhaps, or move either with --work and -o, "
+        "and run the same command again: what was finished is kept, and the build goes on from there"
+    )
+
+
+def _build(recipe: Recipe, folder: Path, target: Path, run: Run, replace: bool, work: Work, engine: Engine, began: float) -> Built:
+    digests = Digests(work)
+    resolved = resolve_recipe(recipe, folder, run, digests, engine)
+    digests.save()
+    if (digest := _unchanged(resolved, target, work)) is not None:
+        (work.room("builds") / f"{resolved.key}.json").touch()  # `curate clean` goes by when a build was last wanted
+        return Built(target, digest, True, time.monotonic() - began, {}, {}, [])
+    engine.journal.open(work.root / "log", resolved.key, workers=run.workers, memory=run.memory)
+    _refuse_target(target, replace=replace)
+    encoder = Encoder.open(resolved.tokenizer)
+    corpus = read_corpus(resolved.sources, tuple(recipe.clean), work, engine)
+    holdout = reserve(recipe.holdout, recipe.seed, corpus, work, engine) if recipe.holdout else None
+    scratch = work.room("scratch")
+    state = State(work, scratch, holdout.key if holdout else None, resolved.tokenizer, corpus.column_types())
+    ground = Ground(corpus, tuple(recipe.clean), state.holdout, recipe.seed, work)
+    decided = decide(resolved.steps, ground, state, engine)
+    measured = _by_source(
+        corpus, engine.map(measure, [(shard, recipe.mixture, resolved.steps, decided.state) for shard in corpus.shards], "count tokens")
+    )
+    engine.memory.require("plan", driver=DOCUMENT * sum(one.kept - one.unassigned for one in measured.values()))
+    with engine.phase("plan"):
         documents = documents_of(corpus, decided.state)
         planned = plan(recipe.mixture, documents, recipe.seed)
-        with ManifestWriter(target, resolved.tokenizer.dtype, replace=replace) as writer:
-            writer.tokenizer(resolved.tokenizer.files)
-            used = assemble(writer, corpus, decided.state, resolved.steps, planned, documents, engine)
+    with ManifestWriter(target, resolved.tokenizer.dtype, replace=replace) as writer:
+        writer.tokenizer(resolved.tokenizer.files)
+        used = assemble(writer, corpus, decided.state, resolved.steps, planned, documents, engine)
+        with engine.phase("finish"):
             digest = writer.finish(
-                _header(resolved, corpus, decided, measured, used, planned), _provenance(resolved, encoder.name, run, began)
+                _header(resolved, corpus, decided, measured, used, planned),
+                _provenance(resolved, encoder.name, run, began) | {"cleaned": corpus.cleaned},
             )
-        write_json(
-            work.room("builds") / f"{resolved.key}.json", {"digest": digest, "shards": [_portable(shard, work) for shard in corpus.shards]}
-        )
+    write_json(work.room("builds") / f"{resolved.key}.json", _record(digest, corpus, decided, work))
     warnings = [
         f"hold-out of '{name}': {count:,} documents, a tenth of its distinct texts, instead of the {recipe.holdout.documents:,} asked"
         for name, count in (holdout.capped if holdout else {}).items()
@@ -172,6 +208,18 @@ def _provenance(resolved: Resolved, encoder: str, run: Run, began: float) -> dic
         "build": resolved.key,
         "roots": {source.name: str(source.root) for source in resolved.sources},
         "workers": run.workers,
+    }
+
+
+def _record(digest: str, corpus: Corpus, decided: Decided, work: Work) -> dict[str, Any]:
+    """What `show`, `why` and `clean` know of a build: its shards, and the keys of its sidecars and models."""
+    state = decided.state
+    keys = {token_key(state.tokenizer), signature_key(), *(placed.key for placed in state.signals.values())}
+    return {
+        "digest": digest,
+        "shards": [_portable(shard, work) for shard in corpus.shards],
+        "sidecars": sorted(keys | ({state.holdout} if state.holdout else set())),
+        "models": sorted(model.key for _, model in decided.models.values()),
     }
 
 

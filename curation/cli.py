@@ -50,6 +50,9 @@ def main() -> None:
 @click.option("-o", "output", type=click.Path(path_type=Path), help="The manifest's folder [default: data_manifests/NAME-vVERSION].")
 @click.option("--work", type=click.Path(path_type=Path), help="The work directory [default: .tilth beside the recipe].")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes [default: one a core].")
+@click.option(
+    "--memory", type=click.FloatRange(min=0, min_open=True), metavar="GB", help="What all processes together may hold [default: no limit]."
+)
 @click.option("--root", "roots", multiple=True, metavar="NAME=PATH", help="Where the files named NAME:… lie.")
 @click.option("--replace", is_flag=True, help="Replace another manifest in the output folder.")
 @click.option("--dry-run", is_flag=True, help="Check the recipe, its inputs, budgets and disk from a sample; write nothing.")
@@ -60,6 +63,7 @@ def build(
     output: Path | None,
     work: Path | None,
     workers: int | None,
+    memory: float | None,
     roots: tuple[str, ...],
     replace: bool,
     dry_run: bool,
@@ -72,7 +76,7 @@ def build(
     from curation.recipe import load
 
     loaded = load(recipe, overrides)
-    run = Run(work or recipe.parent / ".tilth", workers or default_workers(), _roots(roots))
+    run = Run(work or recipe.parent / ".tilth", workers or default_workers(), _roots(roots), memory)
     if dry_run:
         click.echo(report.dry_run(estimate(loaded, recipe.parent, run)))
         return
@@ -90,6 +94,34 @@ def _roots(roots: tuple[str, ...]) -> dict[str, str]:
             raise UserError(f"--root {root}: write NAME=PATH")
         named[name] = path
     return named
+
+
+@main.command()
+@click.option("--work", type=click.Path(path_type=Path), default=Path(".tilth"), show_default=True, help="The work directory.")
+@click.option(
+    "--older-than",
+    "days",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="DAYS",
+    help="Keep what builds of the last DAYS refer to.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would go; remove nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@answers
+def clean(work: Path, days: float, dry_run: bool, yes: bool) -> None:
+    """Remove from the work directory what no recent build refers to; it is made anew when it is wanted."""
+    from curation import report
+    from curation.sweep import survey, sweep
+
+    found = survey(work, days)
+    click.echo(report.rooms(found))
+    if dry_run or all(entry.used for entries in found.values() for entry in entries):
+        return
+    if not yes and not (sys.stdin.isatty() and click.confirm("Remove what no build refers to?", err=True)):
+        raise UserError("curate clean: nothing was removed; pass --yes to remove without asking")
+    click.echo(f"{sweep(work, days) / 1e6:,.1f} MB removed")
 
 
 manifest_argument = click.argument("manifest", type=click.Path(path_type=Path))

@@ -7,8 +7,10 @@ a sidecar, a file aligned row by row with its shard, in one of three states: a v
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.engine import Engine
-from curation.sources import ARROW_TYPES, ShardFacts, Source, Unit, cut, natural, read_unit
+from curation.finding import natural
+from curation.sources import ARROW_TYPES, ShardFacts, Source, Unit, cut, read_unit
 from curation.work import Work, write_atomic
 from mixing import UserError
 
@@ -60,8 +63,29 @@ class Shard:
         return raw.astype(np.uint64).reshape(-1, 2)
 
     def texts(self, positions: Positions | None = None) -> pa.LargeStringArray:
-        text = chunkless(self.read(["text"])["text"]).cast(pa.large_string())
-        return text if positions is None else text.take(pa.array(positions))
+        """The texts at `positions`, in their order; holds one row group at a time besides what it returns."""
+        if positions is None:
+            return chunkless(self.read(["text"])["text"]).cast(pa.large_string())
+        order = np.argsort(positions, kind="stable")
+        wanted = positions[order]
+        parts = [pa.array([], pa.large_string())]
+        with pq.ParquetFile(self.path, memory_map=True) as file:
+            for group, (first, end) in enumerate(_groups(file)):
+                mine = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, end)]
+                if len(mine):
+                    text = chunkless(file.read_row_group(group, columns=["text"], use_threads=False)["text"]).cast(pa.large_string())
+                    parts.append(text if len(mine) == len(text) == len(positions) else text.take(pa.array(mine - first)))
+        text = parts[1] if len(parts) == 2 else pa.concat_arrays(parts)
+        if (order[1:] > order[:-1]).all():
+            return text
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        return text.take(pa.array(place))
+
+    def spans(self) -> list[tuple[int, int]]:
+        """The row groups as ranges of positions: what a pass over the texts holds at a time."""
+        with pq.ParquetFile(self.path, memory_map=True) as file:
+            return _groups(file)
 
     def origins(self, positions: Positions | None = None) -> list[str]:
         """`file#position` of each document."""
@@ -75,18 +99,25 @@ class Shard:
         return pq.read_table(self.path.with_suffix(".quarantine.parquet"), use_threads=False).combine_chunks()
 
 
+def _groups(file: pq.ParquetFile) -> list[tuple[int, int]]:
+    ends = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups))]).tolist()
+    return list(pairwise(ends))
+
+
 def chunkless(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks() if column.num_chunks else pa.array([], column.type)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What was read: the shards of all sources in rank order, and per source the records read and those quarantined by reason."""
+    """What was read: the shards of all sources in rank order, per source the records read and those quarantined by reason, and the documents
+    that each clean step changed."""
 
     sources: list[Source]
     shards: list[Shard]
     read: dict[str, int]
     quarantined: dict[str, dict[str, int]]
+    cleaned: dict[str, dict[str, int]]
 
     def of(self, source: str) -> list[Shard]:
         return [shard for shard in self.shards if shard.source == source]
@@ -111,6 +142,7 @@ def read_corpus(sources: list[Source], clean: tuple[str, ...], work: Work, engin
     seen: dict[str, int] = {}
     shards, read = [], dict.fromkeys((source.name for source in sources), 0)
     quarantined: dict[str, dict[str, int]] = {source.name: {} for source in sources}
+    cleaned = {source.name: dict.fromkeys(clean, 0) for source in sources}
     first_row = 0
     for source in sources:
         mine = [(unit, facts[unit.name]) for owner, unit in units if owner is source]
@@ -121,10 +153,12 @@ def read_corpus(sources: list[Source], clean: tuple[str, ...], work: Work, engin
             again = seen[unit.name] = seen.get(unit.name, -1) + 1
             for number, shard in enumerate(made):
                 shards.append(_shard(source, unit, again, number, shard, first_rows[unit.name], work))
+                for step, count in shard.cleaned.items():
+                    cleaned[source.name][step] += count
                 for reason, count in shard.quarantined.items():
                     quarantined[source.name][reason] = quarantined[source.name].get(reason, 0) + count
         _check_losses(source, records, quarantined[source.name], [shard for shard in shards if shard.source == source.name])
-    return Corpus(sources, shards, read, quarantined)
+    return Corpus(sources, shards, read, quarantined, cleaned)
 
 
 def _number(units: list[tuple[Unit, list[ShardFacts]]], first_row: int) -> tuple[dict[str, list[int]], int]:
@@ -172,11 +206,31 @@ def _check_losses(source: Source, records: int, reasons: dict[str, int], shards:
 
 
 class Sidecar(NamedTuple):
-    """`values` has one entry a document; it means something only where `known`. `computed` counts what this call had to compute."""
+    """`parts` joined have one value a document, which means something only where `known`. `computed` counts what this call had to compute."""
 
     known: Mask
-    values: pa.Array
+    parts: list[pa.Array]
     computed: int
+
+    @property
+    def values(self) -> pa.Array:
+        """All values in one piece; a copy if they were written in several, so not for signatures and token ids."""
+        return self.parts[0] if len(self.parts) == 1 else pa.concat_arrays(self.parts)
+
+    def between(self, first: int, end: int) -> pa.Array:
+        """The values at positions `[first, end)`, without a copy where they lie in one part."""
+        found, at = [], 0
+        for part in self.parts:
+            low, high = max(first - at, 0), min(end - at, len(part))
+            if high > low:
+                found.append(part.slice(low, high - low))
+            at += len(part)
+        return found[0] if len(found) == 1 else pa.concat_arrays(found or [self.parts[0].slice(0, 0)])
+
+    def places(self) -> list[tuple[int, pa.Array]]:
+        """(position of its first value, part) of each part."""
+        firsts = np.cumsum([0, *(len(part) for part in self.parts)]).tolist()
+        return list(zip(firsts, self.parts, strict=False))
 
 
 def sidecar_path(work: Work, key: str, shard: Shard) -> Path:
@@ -188,36 +242,61 @@ def read_sidecar(path: Path) -> Sidecar | None:
         return None
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_file(source).read_all()
-    return Sidecar(chunkless(table["known"]).to_numpy(zero_copy_only=False), chunkless(table["value"]), 0)
+    value = table["value"]
+    return Sidecar(chunkless(table["known"]).to_numpy(zero_copy_only=False), value.chunks or [pa.array([], value.type)], 0)
 
 
 def write_sidecar(path: Path, known: Mask, values: pa.Array) -> None:
-    table = pa.table({"known": pa.array(known), "value": values})
-
-    def write(temporary: Path) -> None:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-
-    write_atomic(path, write)
+    write_atomic(path, partial(_write_parts, known, iter([values])))
 
 
-def fill_sidecar(path: Path, wanted: Mask, compute: Callable[[Positions], pa.Array]) -> Sidecar:
-    """The sidecar with every `wanted` value in it; `compute` is asked only for positions whose value is not known yet."""
+def _write_parts(known: Mask, parts: Iterator[pa.Array], temporary: Path) -> None:
+    """One record batch a part, so that only one is held."""
+    first = next(parts)
+    schema = pa.schema({"known": pa.bool_(), "value": first.type})
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        at = 0
+        for part in chain([first], parts):
+            writer.write_batch(pa.record_batch([pa.array(known[at : at + len(part)]), part], schema=schema))
+            at += len(part)
+    assert at == len(known)
+
+
+def fill_sidecar(
+    path: Path, wanted: Mask, compute: Callable[[Positions], pa.Array], spans: Sequence[tuple[int, int]] | None = None
+) -> Sidecar:
+    """The sidecar with every `wanted` value in it; `compute` is asked only for positions whose value is not known yet, one of the `spans` at a time."""
     old = read_sidecar(path)
     missing = wanted if old is None else wanted & ~old.known
-    positions = np.flatnonzero(missing)
-    if old is not None and not len(positions):
+    if old is not None and not missing.any():
         return old
-    fresh = compute(positions)
-    assert len(fresh) == len(positions)
-    source = np.full(len(wanted), -1, np.int64)
-    if old is not None:
-        kept = np.flatnonzero(old.known)
-        source[kept] = kept
-    base = 0 if old is None else len(old.values)
-    source[positions] = base + np.arange(len(positions))
-    both = fresh if old is None else pa.concat_arrays([old.values, fresh])
-    values = both.take(pa.array(source, mask=source < 0))
+
+    def parts() -> Iterator[pa.Array]:
+        for first, end in spans or [(0, len(wanted))]:
+            yield _merged(old, missing, first, end, compute)
+
     known = missing if old is None else missing | old.known
-    write_sidecar(path, known, values)
-    return Sidecar(known, values, len(positions))
+    write_atomic(path, partial(_write_parts, known, parts()))
+    written = read_sidecar(path)
+    assert written is not None
+    return written._replace(computed=int(missing.sum()))
+
+
+def _merged(old: Sidecar | None, missing: Mask, first: int, end: int, compute: Callable[[Positions], pa.Array]) -> pa.Array:
+    """The values at positions `[first, end)`: those known, those computed now, and null for the others."""
+    asked = missing[first:end]
+    if old is not None and not asked.any():
+        return old.between(first, end)
+    positions = np.flatnonzero(asked)
+    fresh = compute(first + positions)
+    assert len(fresh) == len(positions)
+    if len(fresh) == end - first:
+        return fresh
+    source = np.full(end - first, -1, np.int64)
+    if old is not None:
+        kept = np.flatnonzero(old.known[first:end])
+        source[kept] = kept
+    base = 0 if old is None else end - first
+    source[positions] = base + np.arange(len(positions))
+    both = fresh if old is None else pa.concat_arrays([old.between(first, end), fresh])
+    return both.take(pa.array(source, mask=source < 0))

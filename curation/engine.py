@@ -2,25 +2,32 @@
 
 A task is a module-level function and a tuple of picklable arguments; what it returns is small, because what it makes is a file under a name that follows from its
 arguments. So tasks may run anywhere, in any order, twice, or on fewer processes, and the result is the same. When a worker dies, the tasks under way are tried once more,
-each alone; one that kills its worker again ends the build and is named. With one worker everything runs in this process.
+each alone; one that kills its worker again ends the build and is named. With one worker everything runs in this process. A phase is what one call of `map`, or one
+block of `phase`, does; its label is what people see in bars, errors and the log.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import re
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from curation.journal import Journal
+from curation.memory import Memory
 from mixing import UserError
 
 Result = TypeVar("Result")
@@ -35,40 +42,53 @@ class Run:
     work: Path
     workers: int = 1
     roots: dict[str, str] = field(default_factory=dict)
+    memory: float | None = None  # GB, of all processes together
 
 
 class Engine:
     """`engine.map` runs one function over many argument tuples; the worker processes start with the first call and end with the block."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, memory: float | None = None) -> None:
+        self.memory = Memory.of(memory, workers)
+        self.journal = Journal()
         self._workers = workers
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Engine:
+        self.journal.processes = [os.getpid()]
+        self.journal.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._pool is not None:
             self._stop(kill=kind is not None)
+        self.journal.__exit__(kind, error, trace)
+
+    @contextmanager
+    def phase(self, label: str, tasks: int = 1) -> Iterator[None]:
+        """What this process does itself, under a label like that of a `map`."""
+        self.journal.begin(label, tasks)
+        yield
+        self.journal.done()
 
     def map(self, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], label: str) -> list[Result]:
         """The results in the order of `tasks`. `label` names the phase to the person who waits."""
-        if self._workers == 1 or len(tasks) <= 1:
-            return [function(*task) for task in _progress(tasks, len(tasks), label)]
-        results: dict[int, Result] = {}
-        for index, result in _progress(self._finished(function, tasks, label), len(tasks), label):
-            results[index] = result
-        return [results[index] for index in range(len(tasks))]
+        with self.phase(label, len(tasks)):
+            if self._workers == 1 or len(tasks) <= 1:
+                return [function(*task) for task in _progress(tasks, len(tasks), self.journal)]
+            results: dict[int, Result] = {}
+            for index, result in _progress(self._finished(function, tasks, label), len(tasks), self.journal):
+                results[index] = result
+            return [results[index] for index in range(len(tasks))]
 
     def _finished(self, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], label: str) -> Iterator[tuple[int, Result]]:
         """(index, result) as the tasks end. Only a few are under way at a time, so that a death leaves few to suspect: each is then tried alone."""
         begun = 0
         running: dict[Future[Result], int] = {}
         while True:
-            pool = self._started(self._workers)
             try:
                 while begun < len(tasks) and len(running) < 2 * self._workers:
-                    running[pool.submit(function, *tasks[begun])] = begun
+                    running[self._submit(function, tasks[begun], self._workers)] = begun
                     begun += 1
                 if not running:
                     return
@@ -86,7 +106,7 @@ class Engine:
     def _alone(self, function: Callable[..., Result], task: tuple[Any, ...], label: str) -> Result:
         """One task in a process of its own; if that dies too, the task is at fault and is named."""
         try:
-            return self._started(1).submit(function, *task).result()
+            return self._submit(function, task, 1).result()
         except BrokenProcessPool:
             raise UserError(
                 f"{label}: a worker process died twice (killed, or out of memory) over {_task_name(task)}; "
@@ -100,6 +120,16 @@ class Engine:
             self._pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),))
         return self._pool
 
+    def _submit(self, function: Callable[..., Result], task: tuple[Any, ...], workers: int) -> Future[Result]:
+        """Gives a task to the pool, which may start a worker for it; that one is born deaf to Ctrl-C, which a terminal sends to all processes."""
+        pool = self._started(workers)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return pool.submit(function, *task)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            self.journal.processes = [os.getpid(), *list(pool._processes or {})]
+
     def _stop(self, *, kill: bool) -> None:
         assert self._pool is not None
         if kill:
@@ -107,6 +137,7 @@ class Engine:
                 process.kill()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._pool = None
+        self.journal.processes = [os.getpid()]
 
 
 def _start_worker(parent: int) -> None:
@@ -125,20 +156,29 @@ def _task_name(task: tuple[Any, ...]) -> str:
     return str(getattr(task[0], "name", task[0])) if task else "?"
 
 
-def _progress(items: Iterable[Result], total: int, label: str) -> Iterable[Result]:
-    """A bar with rate and remaining time on a terminal, nothing elsewhere."""
+def _progress(items: Iterable[Result], total: int, journal: Journal) -> Iterable[Result]:
+    """A bar with rate, memory and remaining time on a terminal, nothing elsewhere."""
     if not sys.stderr.isatty() or total == 0:
         yield from items
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    began = time.monotonic()
+    figures = TextColumn("{task.fields[rate]:,.1f}/s {task.fields[memory]:,.1f} GB")
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), figures, TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        bar = bars.add_task(label, total=total)
-        for item in items:
+        bar = bars.add_task(journal.phase, total=total, rate=0.0, memory=0.0)
+        for done, item in enumerate(items, 1):
             yield item
-            bars.advance(bar)
+            bars.update(bar, advance=1, rate=done / max(time.monotonic() - began, 0.001), memory=journal.memory / 1e9)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a write failed for want of room; `ndarray.tofile` says so without a number."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT) or (
+        error.errno is None and re.fullmatch(r"\d+ requested and \d+ written", str(error)) is not None
+    )
 
 
 def default_workers() -> int:

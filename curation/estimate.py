@@ -16,12 +16,14 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from curation import reading, rules
+from curation.clean import has_visible
 from curation.engine import Engine, Run
-from curation.reading import Record, cleaned, has_visible, read_json_lines, read_parquet
+from curation.formats import FORMATS
+from curation.reading import Record
 from curation.recipe import Recipe, Resolved, resolve_recipe
+from curation.selection import select
 from curation.sources import ARROW_TYPES, CUT, Source
 from curation.steps import Add, rule_schema
 from curation.tokens import Encoder
@@ -113,18 +115,21 @@ def _sample(source: Source, resolved: Resolved) -> Sampled:
         read, share = _spread_records(source, path, size)
         records += read
         raw += round(size * share)
-    usable = [record for record in records if record.text is not None and has_visible(cleaned(record.text, resolved.recipe.clean))]
-    texts = [cleaned(record.text or "", resolved.recipe.clean) for record in usable]
+    selected = list(select(iter(records), source.choice, tuple(resolved.recipe.clean)))
+    kept = [(one.record, one.text) for one in selected if one.text is not None and has_visible(one.text)]
+    usable, texts = [record for record, _ in kept], [text for _, text in kept]
     total = sum(one.bytes for one in source.inputs)
     scale = total / raw if raw else 0.0
+    if source.config.limit is not None and selected:
+        scale = min(scale, source.config.limit / len(selected))
     ids, _ = Encoder.open(resolved.tokenizer).encode(texts)
     bytes_of = sum(len(text.encode()) for text in texts)
     return Sampled(
         source.name,
         len(source.inputs),
         total,
-        len(records),
-        len(records) - len(usable),
+        len(selected),
+        len(selected) - len(usable),
         round(len(usable) * scale),
         round(len(ids) * scale),
         round(bytes_of * scale),
@@ -134,23 +139,20 @@ def _sample(source: Source, resolved: Resolved) -> Sampled:
 
 def _spread_records(source: Source, path: str, size: int) -> tuple[list[Record], float]:
     """Records from all over a file, as far as its format can be entered in the middle, and the share of the file they are."""
-    whole = source.root / path
-    if path.endswith(".parquet"):
-        try:
-            file = pq.ParquetFile(whole)
-        except (OSError, pa.ArrowException) as error:
-            return [Record(0, 0, None, None, (), "not a Parquet file", str(error))], 1.0
-        group = file.num_row_groups // 2
-        records = list(read_parquet(whole, source.fields, group, group + 1)) if file.num_row_groups else []
+    whole, form = source.root / path, FORMATS[source.formats[path]]
+    spans = form.spans(whole, size, 1)  # row groups or batches one by one; bytes, if it is entered anywhere
+    if source.formats[path] != "lines" and spans and spans[0][1] is not None:
+        middle, last = (list(form.read(whole, source.fields, *spans[index])) for index in ((len(spans) - 1) // 2, -1))
+        records = middle + last if len(spans) > 1 else middle
         found = records[:: max(1, len(records) // SAMPLE_RECORDS)]
-        return found, len(found) / max(file.metadata.num_rows, 1)
-    if reading.is_compressed(whole):
-        found = _until_enough(read_json_lines(whole, source.fields), COMPRESSED_BYTES)
-        decoded = found[-1].position + found[-1].size if found else 1
+        return found, len(found) / max(len(middle) * (len(spans) - 1) + len(last), 1)
+    if source.formats[path] != "lines" or reading.is_stream(whole):
+        found = _until_enough(form.read(whole, source.fields, 0, None), COMPRESSED_BYTES)
+        decoded = sum(record.size for record in found) or 1
         return found, min(1.0, decoded / max(reading.decoded_size(whole, decoded), 1))
     window = min(size, SAMPLE_BYTES) // WINDOWS + 1
     starts = sorted({round(index * max(size - window, 0) / (WINDOWS - 1)) for index in range(WINDOWS)})
-    found = [record for start in starts for record in read_json_lines(whole, source.fields, start, start + window)]
+    found = [record for start in starts for record in form.read(whole, source.fields, start, start + window)]
     return found, min(1.0, sum(record.size for record in found) / max(size, 1))
 
 

@@ -15,8 +15,8 @@ import polars as pl
 import pyarrow as pa
 import xxhash
 
+from curation.clean import cleaned
 from curation.corpus import Shard
-from curation.reading import cleaned
 from mixing import UserError
 from mixing.manifest import Manifest, canonical_json
 
@@ -130,7 +130,7 @@ def _by_text(manifest: Manifest, text: str) -> list[dict[str, Any]]:
         if not path.is_file():
             raise UserError(f"--text {text}: no such file")
         text = path.read_text(encoding="utf-8")
-    content = xxhash.xxh3_128_hexdigest(cleaned(text, manifest.header["recipe"]["clean"]).encode())
+    content = xxhash.xxh3_128_hexdigest(cleaned(text, manifest.header["recipe"]["clean"])[0].encode())
     found = pool(manifest).filter(pl.col("content") == content).collect().to_dicts()
     if not found:
         raise UserError(

@@ -18,11 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curation.corpus import Corpus, Mask, Shard, read_sidecar, sidecar_path, write_sidecar
 from curation.dedup.holdout import match_holdout, open_holdout_index, write_holdout_index
+from curation.dedup.runs import DUPLICATES
 from curation.engine import Engine
 from curation.live import sign, signature_key, signatures_of
 from curation.work import Work, key_of
 
 HOLDOUT_VERSION = "2"
+PAIRS_AT_ONCE = 1 << 22  # bytes
 LARGEST_SHARE = 10  # one in so many distinct contents
 FATE = pa.struct([("held", pa.bool_()), ("row", pa.uint64()), ("similarity", pa.float64()), ("origin", pa.large_string())])
 
@@ -128,6 +130,7 @@ def reserve(config: HoldoutConfig, seed: int, corpus: Corpus, work: Work, engine
     rows = np.array([document.row for document in chosen], np.uint64)
     contents = np.frombuffer(b"".join(document.content for document in chosen), ">u8").astype(np.uint64).reshape(-1, 2)
     write_holdout_index(index, texts, contents, rows)
+    engine.memory.require("hold out", worker=index.stat().st_size)
     by_name = {shard.name: shard for shard in corpus.shards}
     origins = {document.row: by_name[document.shard].origins(np.array([document.position]))[0] for document in chosen}
     engine.map(_mark, [(shard, key, config.similarity, index, origins, work) for shard in missing], "hold out")
@@ -177,9 +180,14 @@ def _present(shard: Shard, contents: list[bytes]) -> set[bytes]:
 
 def _mark(shard: Shard, key: str, similarity: float, index: Path, origins: dict[int, str], work: Work) -> None:
     everything = np.ones(shard.documents, np.bool_)
-    texts = shard.texts()
-    signed = signatures_of(sign(shard, everything, work, texts).values)
-    matches = match_holdout(texts, shard.contents(), signed, open_holdout_index(index), similarity)
+    signed, contents, reserved = sign(shard, everything, work), shard.contents(), open_holdout_index(index)
+    found = [np.empty(0, DUPLICATES)]
+    for first, end in shard.spans():
+        texts = shard.texts(np.arange(first, end))
+        part = match_holdout(texts, contents[first:end], signatures_of(signed.between(first, end)), reserved, similarity, PAIRS_AT_ONCE)
+        part["position"] += first
+        found.append(part)
+    matches = np.concatenate(found)
     held = np.isin(shard.rows(), np.array(sorted(origins), np.uint64))
     matches = matches[~held[matches["position"]]]
     row, share = np.zeros(shard.documents, np.uint64), np.zeros(shard.documents)

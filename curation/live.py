@@ -45,17 +45,16 @@ def signature_key() -> str:
     return key_of("signatures", minhash.SIGNATURE_VERSION)
 
 
-def sign(shard: Shard, wanted: Mask, work: Work, texts: pa.LargeStringArray | None = None) -> Sidecar:
+def sign(shard: Shard, wanted: Mask, work: Work) -> Sidecar:
     """The sidecar of signatures, filled for the `wanted` documents."""
 
     def compute(positions: Positions) -> pa.Array:
-        chosen = shard.texts(positions) if texts is None else texts.take(pa.array(positions))
-        signed = minhash.signatures(chosen)
+        signed = minhash.signatures(shard.texts(positions))
         return pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(4 * minhash.PERMUTATIONS), len(signed), [None, pa.py_buffer(signed.tobytes())]
         )
 
-    return fill_sidecar(sidecar_path(work, signature_key(), shard), wanted, compute)
+    return fill_sidecar(sidecar_path(work, signature_key(), shard), wanted, compute, shard.spans())
 
 
 def signatures_of(values: pa.Array) -> npt.NDArray[np.uint32]:
@@ -93,7 +92,8 @@ class LiveShard:
     def signatures(self) -> npt.NDArray[np.uint32]:
         sidecar = read_sidecar(sidecar_path(self.work, signature_key(), self.shard))
         assert sidecar is not None
-        return signatures_of(sidecar.values)[self.positions()]
+        mask = np.load(self.mask)
+        return np.concatenate([signatures_of(part)[mask[first : first + len(part)]] for first, part in sidecar.places()])
 
     def texts(self, positions: npt.NDArray[np.integer]) -> pa.LargeStringArray:
         return self.shard.texts(self.positions()[positions])
@@ -117,9 +117,9 @@ def find_duplicates(config: ExactConfig | MinhashConfig, shards: list[LiveShard]
     run = partial(engine.map, label=f"find {config.kind} duplicates")
     if isinstance(config, MinhashConfig):
         engine.map(_sign_live, [(live,) for live in shards], "sign")
-        found = near_duplicates(shards, config, scratch, run)
+        found = near_duplicates(shards, config, scratch, run, engine.memory.range_bytes())
     else:
-        found = exact_duplicates(shards, scratch, run)
+        found = exact_duplicates(shards, scratch, run, engine.memory.range_bytes())
     survivors = _with_origins(found, shards, scratch, engine)
     decided = engine.map(
         _write_survivors,

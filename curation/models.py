@@ -18,12 +18,15 @@ import pyarrow as pa
 import xxhash
 from pydantic import BaseModel
 
+from curation.clean import cleaned, has_visible
 from curation.corpus import Corpus
 from curation.engine import Engine, Run
+from curation.finding import hash_files, locate
+from curation.formats import ACCEPTED, FORMATS, format_of, true_format
 from curation.holdout import draw, held_contents, texts_of
-from curation.reading import Fields, cleaned, has_visible, read_json_lines, read_parquet
+from curation.reading import Fields
+from curation.remote import Place
 from curation.signals import SIGNALS, Reference, Sample
-from curation.sources import JSON_LINES, hash_files, locate, parquet_types
 from curation.work import Digests, Work, folder_atomic, key_of, sha256_folder
 from mixing import UserError
 
@@ -35,7 +38,7 @@ class Referenced:
     """A reference whose files have been found. `spelled` is how a resolved recipe and the keys hold it."""
 
     role: str
-    root: Path | None
+    root: Place | None
     paths: list[str]
     sample: Sample | None
     spelled: object
@@ -59,14 +62,23 @@ def _resolve(
             raise UserError(f"{where}: no source '{reference.sample}'; the recipe has: {', '.join(sources)}")
         return Referenced(role, None, [], reference, reference.model_dump())
     root, name, patterns, paths = locate(where, reference, role, folder, run.roots)
-    unknown = [path for path in paths if not path.endswith((*JSON_LINES, ".parquet"))]
+    unknown = [path for path in paths if format_of(path) is None]
     if unknown:
-        raise UserError(f"{where}: cannot read {unknown[0]!r}; accepted: {', '.join(JSON_LINES)}, .parquet with a column '{TEXT}'")
+        raise UserError(f"{where}: cannot read {unknown[0]!r}; accepted, with a column '{TEXT}': {ACCEPTED}")
     for path in paths:
-        if path.endswith(".parquet") and parquet_types(where, root, path, [TEXT]) is None:
-            raise UserError(f"{where}: {path} cannot be read as Parquet; mend it or leave it out")
+        if format_of(path) in ("parquet", "arrow", "delimited"):
+            columns = FORMATS[_format(root, path)].columns(root / path, [TEXT])
+            if columns is None:
+                raise UserError(f"{where}: {path} cannot be read as {str(format_of(path)).title()}; mend it or leave it out")
+            there = [column for column, _ in columns]
+            if TEXT not in there:
+                raise UserError(f"{where}: no column '{TEXT}' in {path}; it has: {', '.join(there)}")
     inputs = hash_files(root, paths, digests, engine, f"hash {role}")
     return Referenced(role, root, paths, None, {"root": name, "pattern": patterns[0], "digest": key_of([one.digest for one in inputs])})
+
+
+def _format(root: Place, path: str) -> str:
+    return true_format(root / path, format_of(path) or "")
 
 
 def spelled_config(config: BaseModel, references: list[Referenced]) -> dict[str, object]:
@@ -111,7 +123,7 @@ def train(kind: str, config: BaseModel, references: list[Referenced], ground: Gr
     key = key_of("model", kind, signal.version(config), spelled, ground.seed, of_samples, list(ground.clean), ground.holdout)
     folder = ground.work.room("models") / key
     if not folder.exists():
-        texts = {reference.role: _texts(reference, ground, engine) for reference in references}
+        texts = {reference.role: _texts(kind, reference, ground, engine) for reference in references}
         for role, found in texts.items():
             if not len(found):
                 raise UserError(f"{kind}: the reference '{role}' holds no text; it needs documents with a visible '{TEXT}'")
@@ -120,7 +132,7 @@ def train(kind: str, config: BaseModel, references: list[Referenced], ground: Gr
     return Model(folder, sha256_folder(folder), key)
 
 
-def _texts(reference: Referenced, ground: Ground, engine: Engine) -> pa.LargeStringArray:
+def _texts(kind: str, reference: Referenced, ground: Ground, engine: Engine) -> pa.LargeStringArray:
     if reference.sample is not None:
         shards = ground.corpus.of(reference.sample.sample)
         return texts_of(draw(shards, ground.seed, reference.sample.documents, ground.holdout, ground.work, engine), shards, engine)
@@ -129,10 +141,18 @@ def _texts(reference: Referenced, ground: Ground, engine: Engine) -> pa.LargeStr
     fields = Fields(TEXT, None, {})
     found = []
     for path in reference.paths:
-        whole = reference.root / path
-        records = read_parquet(whole, fields, 0, None) if path.endswith(".parquet") else read_json_lines(whole, fields)
-        texts = [cleaned(record.text, ground.clean) for record in records if record.text is not None]
-        found += [text for text in texts if has_visible(text) and xxhash.xxh3_128_digest(text.encode()) not in reserved]
+        records = list(FORMATS[_format(reference.root, path)].read(reference.root / path, fields, 0, None))
+        texts = [record.text for record in records if record.text is not None]
+        if SIGNALS[kind].whole:
+            lost = [record for record in records if record.text is None]
+            if lost:
+                raise UserError(
+                    f"{kind}: {path}#{lost[0].position} cannot be read: {lost[0].reason}; mend the list, no entry of it may be lost"
+                )
+            found += texts
+        else:
+            readable = [text for text, _ in (cleaned(text, ground.clean) for text in texts) if has_visible(text)]
+            found += [text for text in readable if xxhash.xxh3_128_digest(text.encode()) not in reserved]
     return pa.array(found, pa.large_string())
 
 

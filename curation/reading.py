@@ -1,38 +1,42 @@
-"""One input file, record by record: every record comes out either usable or with the reason why not.
+"""Records from a stream of bytes: what every record is, how a stream is decoded, and JSON Lines.
 
-Formats: JSON Lines (plain, gzip with several members, zstd with several frames; told apart by their first bytes, not by their names) and Parquet. Position is the byte
-offset of the record's first byte in the decoded stream for JSON Lines (lines end at `\\n` only, a byte order mark at the start belongs to the first line) and the row
-index for Parquet. Blank lines are not records. Nothing here raises for bad data: a damaged stream ends with one record that says so, and what was read before it stays.
+Compression (gzip with several members, zstd with several frames, bzip2) and encoding (UTF-8, UTF-16, UTF-32) are told by the first bytes, never by a name. Position is the byte
+offset of the record's first byte in the stream decoded to UTF-8 (lines end at `\\n` only, a byte order mark at the start belongs to the first line). Blank lines are not
+records. Nothing here raises for bad data: a record that cannot be used says why, a damaged stream ends with one record that says so, and what was read before it stays.
+What is no JSON by the letter but can be read is read: several objects on a line are several records, NaN and Infinity are null, a lone surrogate outside the text is
+shown as its escape. Of a name written twice in an object the last counts.
 """
 
 from __future__ import annotations
 
-import io
+import bz2
+import codecs
 import json
 import re
-import unicodedata
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, BinaryIO, NamedTuple
 
 import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
 import zstandard
+
+from curation.remote import Place
 
 BLOCK = 4 << 20
 DECODED_AT_ONCE = 4 << 10  # compressed bytes: what stands in front of damage is lost only within such a piece
 EXCERPT = 200
+SNIFFED = 4 << 20  # decoded bytes that are looked at for the types of columns
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Value = str | int | float | bool | None
 
 
 class Fields(NamedTuple):
-    """Where a record's parts stand: the names of its text, of its key (or none), and of the columns it carries with their types."""
+    """Where a record's parts stand: the names of its text (none if an expression will make it), of its key (or none), and of the columns it carries with their types."""
 
-    text: str
+    text: str | None
     key: str | None
     columns: dict[str, str]
 
@@ -49,7 +53,7 @@ class Record(NamedTuple):
     excerpt: str
 
 
-def _refused(position: int, size: int, reason: str, raw: bytes | str) -> Record:
+def refused(position: int, size: int, reason: str, raw: bytes | str) -> Record:
     head = raw[:EXCERPT].decode("utf-8", "backslashreplace") if isinstance(raw, bytes) else raw[:EXCERPT]
     safe = "".join(character if character.isprintable() else character.encode("unicode_escape").decode() for character in head)
     return Record(position, size, None, None, (), reason, safe)
@@ -58,26 +62,31 @@ def _refused(position: int, size: int, reason: str, raw: bytes | str) -> Record:
 # --- JSON Lines
 
 
-def read_json_lines(path: Path, fields: Fields, begin: int = 0, end: int | None = None) -> Iterator[Record]:
-    """Records whose first byte lies in `[begin, end)` of the decoded stream; a range is only asked of plain files."""
-    for position, line in _lines(path, begin, end):
+def read_json_lines(path: Place, fields: Fields, begin: int = 0, end: int | None = None) -> Iterator[Record]:
+    """Records of the lines whose first byte lies in `[begin, end)` of the decoded stream; a range is only asked of plain files."""
+    for position, line in lines_of(path, begin, end):
         if isinstance(line, str):
-            yield _refused(position, 0, line, "")
+            yield refused(position, 0, line, "")
         elif line.strip(b" \t\r"):
-            yield _from_line(position, line, fields)
+            try:
+                values = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                yield from _salvaged(position, line, fields)
+            else:
+                yield _from_values(position, len(line) + 1, values, line, fields)
 
 
-def _lines(path: Path, begin: int, end: int | None) -> Iterator[tuple[int, bytes | str]]:
+def lines_of(path: Place, begin: int, end: int | None) -> Iterator[tuple[int, bytes | str]]:
     """(offset, line without its end and a byte order mark); a str instead of bytes is the reason why the stream broke off there."""
     for position, line in _stored_lines(path, begin, end):
         yield position, line.removeprefix(BYTE_ORDER_MARK) if position == 0 and isinstance(line, bytes) else line
 
 
-def _stored_lines(path: Path, begin: int, end: int | None) -> Iterator[tuple[int, bytes | str]]:
+def _stored_lines(path: Place, begin: int, end: int | None) -> Iterator[tuple[int, bytes | str]]:
     with path.open("rb") as handle:
         position = _seek_line(handle, begin) if begin else 0
         parts: list[bytes] = []  # of the line that has begun
-        for block in _blocks(handle):
+        for block in _decoded(handle) if begin else _in_utf8(_decoded(handle)):
             if isinstance(block, str):
                 last = b"".join(parts)
                 if last:
@@ -98,8 +107,8 @@ def _stored_lines(path: Path, begin: int, end: int | None) -> Iterator[tuple[int
             yield position, last
 
 
-def _blocks(handle: io.BufferedReader) -> Iterator[bytes | str]:
-    """Decoded bytes in order, everything that can be decoded; then, if the stream is damaged, the reason."""
+def _decoded(handle: BinaryIO) -> Iterator[bytes | str]:
+    """Unpacked bytes in order, everything that can be unpacked; then, if the stream is damaged, the reason."""
     kind = _compression(handle)
     if kind == "plain":
         while block := handle.read(BLOCK):
@@ -115,9 +124,9 @@ def _blocks(handle: io.BufferedReader) -> Iterator[bytes | str]:
                     decoder, ended = _decoder(kind), False
                 try:
                     decoded.append(decoder.decompress(piece))
-                except (zlib.error, zstandard.ZstdError) as error:
+                except (zlib.error, zstandard.ZstdError, OSError) as error:
                     yield b"".join(decoded)
-                    yield f"damaged {kind} stream: {_one_line(error)}"
+                    yield f"damaged {kind} stream: {one_line(error)}"
                     return
                 ended = decoder.eof
                 piece = decoder.unused_data if ended else b""
@@ -126,14 +135,81 @@ def _blocks(handle: io.BufferedReader) -> Iterator[bytes | str]:
         yield f"damaged {kind} stream: it ends too early"
 
 
-def decoded_size(path: Path, sample: int) -> int:
+def _in_utf8(blocks: Iterator[bytes | str]) -> Iterator[bytes | str]:
+    """The stream in UTF-8 if it begins as UTF-16 or UTF-32 do, and as it is otherwise. A lone surrogate becomes three bytes that no UTF-8 has, and so is found in its record."""
+    head = b""
+    for block in blocks:
+        if isinstance(block, str):
+            yield from (head, block)
+            return
+        head += block
+        if len(head) >= 4:
+            break
+    name = _encoding(head[:4])
+    if name is None:
+        yield from chain((head,), blocks)
+        return
+    decoder = codecs.getincrementaldecoder(name)("surrogatepass")
+    for block in chain((head,), blocks):
+        if isinstance(block, str):
+            yield block
+            return
+        try:
+            yield decoder.decode(block).encode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            yield f"damaged {name} stream: {error.reason}"
+            return
+    if decoder.getstate()[0]:
+        yield f"damaged {name} stream: it ends too early"
+
+
+def _encoding(head: bytes) -> str | None:
+    """The encoding that the first four bytes tell, by a byte order mark or by the zeros between letters; None for UTF-8."""
+    marks = (
+        (codecs.BOM_UTF32_LE, "utf-32-le"),
+        (codecs.BOM_UTF32_BE, "utf-32-be"),
+        (codecs.BOM_UTF16_LE, "utf-16-le"),
+        (codecs.BOM_UTF16_BE, "utf-16-be"),
+    )
+    for mark, name in marks:
+        if head.startswith(mark):
+            return name
+    zeros = tuple(byte == 0 for byte in head)
+    return "utf-16-le" if zeros == (False, True, False, True) else "utf-16-be" if zeros == (True, False, True, False) else None
+
+
+def decoded_bytes(path: Place) -> tuple[bytes, str | None]:
+    """All of a file in UTF-8, without a byte order mark, and why it broke off, if it did."""
+    parts: list[bytes] = []
+    reason = None
+    with path.open("rb") as handle:
+        for block in _in_utf8(_decoded(handle)):
+            if isinstance(block, str):
+                reason = block
+            else:
+                parts.append(block)
+    return b"".join(parts).removeprefix(BYTE_ORDER_MARK), reason
+
+
+def decoded_head(path: Place, size: int = 1 << 16) -> bytes:
+    """The first bytes of a file in UTF-8, without a byte order mark."""
+    head = b""
+    with path.open("rb") as handle:
+        for block in _in_utf8(_decoded(handle)):
+            if isinstance(block, str):
+                break
+            head += block
+            if len(head) >= size:
+                break
+    return head[:size].removeprefix(BYTE_ORDER_MARK)
+
+
+def decoded_size(path: Place, sample: int) -> int:
     """About how many bytes a file decodes to, from how far its first `sample` decoded bytes reach into it."""
     size = path.stat().st_size
     with path.open("rb") as handle:
-        if _compression(handle) == "plain":
-            return size
         decoded = 0
-        for block in _blocks(handle):
+        for block in _in_utf8(_decoded(handle)):
             decoded += len(block) if isinstance(block, bytes) else 0
             if decoded >= sample:
                 break
@@ -142,30 +218,35 @@ def decoded_size(path: Path, sample: int) -> int:
 
 def _decoder(kind: str) -> Any:
     """A decoder of one member or frame, of any window that zstd can write (`--long=31`)."""
+    if kind == "bzip2":
+        return bz2.BZ2Decompressor()
     return zlib.decompressobj(wbits=31) if kind == "gzip" else zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
 
 
-def _compression(handle: io.BufferedReader) -> str:
+def _compression(handle: BinaryIO) -> str:
     here = handle.tell()
     handle.seek(0)
-    magic = handle.read(4)
+    magic = handle.read(10)
     handle.seek(here)
     if magic[:2] == b"\x1f\x8b":
         return "gzip"
-    skippable = magic[1:] == b"\x2a\x4d\x18" and magic[0] & 0xF0 == 0x50  # pzstd begins with such a frame
-    return "zstd" if skippable or magic == b"\x28\xb5\x2f\xfd" else "plain"
+    if magic[:3] == b"BZh" and magic[4:] in (b"1AY&SY", b"\x17rE8P\x90"):  # a block, or the end of an empty stream
+        return "bzip2"
+    skippable = magic[1:4] == b"\x2a\x4d\x18" and magic[0] & 0xF0 == 0x50  # pzstd begins with such a frame
+    return "zstd" if skippable or magic[:4] == b"\x28\xb5\x2f\xfd" else "plain"
 
 
-def is_compressed(path: Path) -> bool:
+def is_stream(path: Place) -> bool:
+    """Whether a file can only be read from its start, because it is compressed or not in UTF-8."""
     with path.open("rb") as handle:
-        return _compression(handle) != "plain"
+        return _compression(handle) != "plain" or _encoding(handle.read(4)) is not None
 
 
-def _seek_line(handle: io.BufferedReader, begin: int) -> int:
+def _seek_line(handle: BinaryIO, begin: int) -> int:
     """Moves to the first line that starts at or after `begin`; a line that starts exactly there belongs to this range."""
     handle.seek(begin - 1)
     position = begin - 1
@@ -179,30 +260,75 @@ def _seek_line(handle: io.BufferedReader, begin: int) -> int:
     return position
 
 
-def _from_line(position: int, line: bytes, fields: Fields) -> Record:
-    size = len(line) + 1
-    try:
-        values = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return _refused(position, size, _why_broken(line), line)
+def _from_values(position: int, size: int, values: object, line: bytes, fields: Fields) -> Record:
     if not isinstance(values, dict):
-        return _refused(position, size, "not a JSON object", line)
-    text = values.get(fields.text)
+        return refused(position, size, "not a JSON object", line)
+    text = "" if fields.text is None else values.get(fields.text)
     if not isinstance(text, str):
         reason = f"no '{fields.text}'" if text is None else f"'{fields.text}' is not a string"
-        return _refused(position, size, reason, line)
+        return refused(position, size, reason, line)
     key = as_key(_exact(values.get(fields.key), line, fields.key)) if fields.key else None
     return Record(position, size, text, key, tuple(as_type(values.get(name), kind) for name, kind in fields.columns.items()), None, "")
 
 
-def _why_broken(line: bytes) -> str:
+def _integer(digits: str) -> int | float:
+    """As orjson reads it: beyond 64 bits a float."""
+    value = int(digits) if len(digits) <= 20 else 2**64
+    return value if -(2**63) <= value < 2**64 else float(digits)
+
+
+_LENIENT = json.JSONDecoder(parse_constant=lambda _: None, parse_int=_integer)
+
+
+def _salvaged(position: int, line: bytes, fields: Fields) -> Iterator[Record]:
+    """The records of a line that is not one JSON value; what of it cannot be read is one record more."""
     if b"\0" in line:
-        return "raw NUL byte"
+        yield refused(position, len(line) + 1, "raw NUL byte", line)
+        return
     try:
-        line.decode()
+        text = line.decode()
     except UnicodeDecodeError:
-        return "invalid UTF-8"
-    return "broken JSON"
+        yield refused(position, len(line) + 1, "invalid UTF-8", line)
+        return
+    begin, reason = _skip_blanks(text, 0), None
+    while begin < len(text):
+        here = position + len(text[:begin].encode())
+        try:
+            values, stop = _LENIENT.raw_decode(text, begin)
+        except RecursionError:
+            reason = "nested too deeply"
+        except ValueError:
+            reason = "broken JSON"
+        part = text[begin:] if reason else text[begin:stop]
+        begin = _skip_blanks(text, len(text) if reason else stop)
+        size = len(part.encode()) + 1
+        if reason:
+            yield refused(here, size, reason, part)
+        elif isinstance(values, dict) and fields.text is not None and not _storable(values.get(fields.text)):
+            yield refused(here, size, "lone surrogate", part)
+        else:
+            try:
+                yield _from_values(here, size, _without_surrogates(values), part.encode(), fields)
+            except RecursionError:
+                yield refused(here, size, "nested too deeply", part)
+
+
+def _skip_blanks(text: str, begin: int) -> int:
+    while begin < len(text) and text[begin] in " \t\r":
+        begin += 1
+    return begin
+
+
+def _storable(value: object) -> bool:
+    return not isinstance(value, str) or _SURROGATE.search(value) is None
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if _storable(value) else value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_without_surrogates(name): _without_surrogates(inner) for name, inner in value.items()}
+    return [_without_surrogates(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _exact(value: object, line: bytes, name: str) -> object:
@@ -217,17 +343,20 @@ def _exact(value: object, line: bytes, name: str) -> object:
 
 def as_key(value: object) -> str | None:
     """A user's key as text: null stays null, numbers as they are written, what is no text as JSON."""
-    return None if value is None else _as_text(value)
+    return None if value is None else as_text(value)
 
 
-def _as_text(value: object) -> str:
+def as_text(value: object) -> str:
     """Text and bytes as they are, bytes that are no UTF-8 as escapes, anything else as JSON."""
     if isinstance(value, str):
         return value
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
     if isinstance(value, bool | int | float | list | tuple | dict):
-        return orjson.dumps(value, default=_as_text).decode()
+        try:
+            return orjson.dumps(value, default=as_text).decode()
+        except orjson.JSONEncodeError:  # more than 254 levels
+            return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=as_text)
     return str(value)
 
 
@@ -244,11 +373,11 @@ def as_type(value: object, kind: str) -> Value:
     return value if isinstance(value, int) and -(2**63) <= value < 2**63 else None
 
 
-def sniff_columns(path: Path, names: list[str], records: int = 1000) -> dict[str, str]:
-    """Types for columns that a JSON Lines file carries, from its first records: the narrowest of bool, int64, float64, string that holds all of them."""
+def sniff_columns(path: Place, names: list[str], records: int = 1000) -> dict[str, str]:
+    """Types of the columns that a JSON Lines file carries, from its first records; a name without a value among them has none."""
     seen: dict[str, set[type]] = {name: set() for name in names}
-    for count, (_, line) in enumerate(_lines(path, 0, None)):
-        if count == records or isinstance(line, str):
+    for count, (position, line) in enumerate(lines_of(path, 0, None)):
+        if count == records or position > SNIFFED or isinstance(line, str):
             break
         try:
             values = orjson.loads(line)
@@ -257,121 +386,12 @@ def sniff_columns(path: Path, names: list[str], records: int = 1000) -> dict[str
         if isinstance(values, dict):
             for name in names:
                 seen[name].add(type(values.get(name)))
-    return {name: _narrowest(types - {type(None)}) for name, types in seen.items()}
+    return {name: narrowest(types - {type(None)}) for name, types in seen.items() if types - {type(None)}}
 
 
-def _narrowest(types: set[type]) -> str:
+def narrowest(types: set[type]) -> str:
+    """The narrowest of bool, int64, float64 and string that holds values of all these types."""
     for allowed, name in (({bool}, "bool"), ({int}, "int64"), ({int, float}, "float64")):
-        if types and types <= allowed:
+        if types <= allowed:
             return name
     return "string"
-
-
-# --- Parquet
-
-
-def read_parquet(path: Path, fields: Fields, first_group: int = 0, last_group: int | None = None) -> Iterator[Record]:
-    """The rows of row groups `[first_group, last_group)`; to the end without a last one."""
-    file = pq.ParquetFile(path)
-    position = sum(file.metadata.row_group(group).num_rows for group in range(first_group))
-    names = [fields.text, *([fields.key] if fields.key else []), *fields.columns]
-    for group in range(first_group, file.num_row_groups if last_group is None else last_group):
-        rows = file.metadata.row_group(group).num_rows
-        try:
-            table = file.read_row_group(group, columns=list(dict.fromkeys(names)), use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            for row in range(rows):
-                yield _refused(position + row, 0, f"damaged row group: {_one_line(error)}", "")
-        else:
-            yield from _from_table(position, table, fields)
-        position += rows
-
-
-def _from_table(position: int, table: pa.Table, fields: Fields) -> Iterator[Record]:
-    texts = _decoded_column(table[fields.text])
-    keys = _decoded_column(table[fields.key]).to_pylist() if fields.key else [None] * table.num_rows
-    carried = [_decoded_column(table[name]).to_pylist() for name in fields.columns]
-    kinds = list(fields.columns.values())
-    for row, (raw, key) in enumerate(zip(texts.to_pylist(), keys, strict=True)):
-        here = position + row
-        if raw is None:
-            yield _refused(here, 0, f"no '{fields.text}'", "")
-        elif not isinstance(raw, bytes):
-            yield _refused(here, 8, f"'{fields.text}' is not a string", _as_text(raw))
-        else:
-            try:
-                text = raw.decode()
-            except UnicodeDecodeError:
-                yield _refused(here, len(raw), "invalid UTF-8", raw)
-                continue
-            columns = tuple(as_type(values[row], kind) for values, kind in zip(carried, kinds, strict=True))
-            yield Record(here, len(raw), text, as_key(key), columns, None, "")
-
-
-def _decoded_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column whose values Python can hold: text as bytes, since a file may call UTF-8 what is not, and times, of which Python knows too few, as Arrow writes them."""
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        return _decoded_column(column.cast(kind.value_type))
-    if pa.types.is_duration(kind):
-        return column.cast(pa.int64())
-    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
-        return column.cast(pa.large_string())
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind in (pa.string_view(), pa.binary_view())
-    return column.cast(pa.large_binary()) if text else column
-
-
-def parquet_columns(schema: pa.Schema) -> dict[str, str]:
-    """The column types of a Parquet schema as this module spells them; a type with no such name is carried as text."""
-
-    def spelled(kind: pa.DataType) -> str:
-        if pa.types.is_dictionary(kind):
-            return spelled(kind.value_type)
-        if pa.types.is_boolean(kind):
-            return "bool"
-        if pa.types.is_integer(kind):
-            return "int64"
-        return "float64" if pa.types.is_floating(kind) else "string"
-
-    return {field.name: spelled(field.type) for field in schema}
-
-
-# --- clean: the only edits of text, before it is written
-
-_C0 = bytes(code for code in (*range(32), 127) if code not in (9, 10, 13))
-_C1 = re.compile("[\x80-\x9f]")
-_VISIBLE = re.compile(
-    r"[^\s\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
-    r"\U000e0000-\U000e0fff\x00-\x1f\x7f-\x9f]"
-)
-
-
-def _nfc(text: str) -> str:
-    return text if text.isascii() else unicodedata.normalize("NFC", text)
-
-
-def _control_characters(text: str) -> str:
-    """Without C0 (tab, line feed and carriage return stay), DEL and C1. On bytes: deleting from UTF-8 runs at memory speed, a regular expression does not."""
-    raw = text.encode()
-    kept = raw.translate(None, _C0)
-    text = text if len(kept) == len(raw) else kept.decode()
-    return text if text.isascii() else _C1.sub("", text)
-
-
-def _line_endings(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
-
-
-CLEAN: dict[str, Callable[[str], str]] = {"nfc": _nfc, "control_characters": _control_characters, "line_endings": _line_endings}
-
-
-def cleaned(text: str, names: Sequence[str]) -> str:
-    """`text` after the named clean steps, in their order."""
-    for name in names:
-        text = CLEAN[name](text)
-    return text
-
-
-def has_visible(text: str) -> bool:
-    """Whether any character would show on paper: not white space, not zero width, not a control character."""
-    return _VISIBLE.search(text) is not None

@@ -246,6 +246,7 @@ def _values(recipe: Recipe, sources: list[Source], steps: list[Step], tokenizer:
             },
             "text": source.config.text,
             "key": source.config.key,
+            **{name: value for name in ("where", "limit") if (value := getattr(source.config, name)) is not None},
             "columns": [{"name": name, "type": kind} for name, kind in source.columns.items()],
             "licence": source.config.licence,
             "max_quarantine": source.config.max_quarantine,

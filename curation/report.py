@@ -12,6 +12,7 @@ from mixing.manifest import Manifest
 if TYPE_CHECKING:
     from curation.build import Built
     from curation.estimate import Estimate
+    from curation.sweep import Entry
     from mixing.findings import Finding
 
 REPETITION_HALF_LIFE = 15.39
@@ -27,6 +28,16 @@ def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
         ]
         lines.append((indent + "  ".join(cells)).rstrip())
     return "\n".join(lines)
+
+
+def rooms(found: dict[str, list[Entry]]) -> str:
+    """The rooms of a work directory: what lies there, and how much of it no kept build refers to."""
+    rows = [["room", "entries", "MB", "unused", "MB"]]
+    for room, entries in found.items():
+        unused = [entry for entry in entries if not entry.used]
+        sizes = [f"{sum(entry.bytes for entry in some) / 1e6:,.1f}" for some in (entries, unused)]
+        rows.append([room, f"{len(entries):,}", sizes[0], f"{len(unused):,}", sizes[1]])
+    return table(rows)
 
 
 def effective_tokens(tokens: int, unique: int) -> int:
@@ -64,6 +75,9 @@ def funnel(manifest: Manifest) -> str:
 
     rows = [["documents", *sources, "all"], row("read", [source["read"] for source in sources.values()])]
     rows.append(row("quarantined", [source["quarantined"] for source in sources.values()]))
+    for step in manifest.header["recipe"].get("clean", []):
+        if any(changed := [_cleaned(manifest).get(name, {}).get(step, 0) for name in sources]):
+            rows.append(row(f"  changed by {step}", changed))
     for step, rule in sorted(steps.items()):
         label = "like a held-out one" if step == 0 else f"step {step}: {_short(rule)}"
         rows.append(row(f"dropped, {label}", dropped(step)))
@@ -76,6 +90,13 @@ def funnel(manifest: Manifest) -> str:
     ):
         rows.append(row(label, [source[name] for source in sources.values()]))
     return table(rows, "")
+
+
+def _cleaned(manifest: Manifest) -> dict[str, dict[str, int]]:
+    """Documents that each clean step changed, per source, as the build counted them."""
+    path = manifest.folder / "provenance.json"
+    found: dict[str, dict[str, int]] = json.loads(path.read_text()).get("cleaned", {}) if path.exists() else {}
+    return found
 
 
 def _short(rule: str) -> str:

@@ -36,6 +36,7 @@ _BOOLEAN = {
 _FUNCTIONS = {"Abs", "Coalesce", "MaxHorizontal", "MinHorizontal", "Log", "Log1p", "Exp", "Sign", "Ceil", "Floor", "Round", "FillNull"}
 _FAMILIES = {"StructExpr", "StringExpr", "TemporalExpr", "Sql", "Pow", "Trigonometry"}
 _COLUMN_WIDE = {"ConcatVertical"}
+RULE, TEXT = pl.Boolean(), pl.String()
 _CLOCK = r"\b(CURRENT_(DATE|TIME|TIMESTAMP)|LOCALTIME|LOCALTIMESTAMP)\b|\b(NOW|TODAY)\s*\("
 _LOOKS = {"Agg": "an aggregate", "Len": "an aggregate", "Over": "a window", "SubPlan": "a subquery"}
 
@@ -51,6 +52,11 @@ class Rule(NamedTuple):
     def columns(self) -> list[str]:
         return list(dict.fromkeys(value.split(".")[0] for value in self.reads))
 
+    def values(self, frame: pl.DataFrame) -> list[str | None]:
+        """What an expression of text gives, row by row of `frame`."""
+        values = frame.lazy().select(self.expression.alias("text")).collect(engine="in-memory")["text"].to_list()
+        return values if len(values) == frame.height else values * frame.height
+
     def decide(self, frame: pl.DataFrame) -> tuple[np.ndarray[Any, np.dtype[np.bool_]], np.ndarray[Any, np.dtype[np.bool_]]]:
         """Per row of `frame`: whether it passes, and whether the rule had no value (it then does not pass)."""
         try:
@@ -63,8 +69,8 @@ class Rule(NamedTuple):
         return values.fill_null(False).to_numpy(), missing
 
 
-def parse(text: str, where: str, schema: pa.Schema) -> Rule:
-    """`text` as a rule over the columns of `schema`, or a UserError that says what a rule may be."""
+def parse(text: str, where: str, schema: pa.Schema, wanted: pl.DataType = RULE) -> Rule:
+    """`text` as a rule over the columns of `schema`, or as another expression of the type `wanted`; a UserError says what it may be."""
     if re.search(_CLOCK, text, re.IGNORECASE):
         raise UserError(f"{where}: {text!r} depends on the clock; accepted: an expression of the row's own columns")
     try:
@@ -82,7 +88,11 @@ def parse(text: str, where: str, schema: pa.Schema) -> Rule:
         _two_rows(empty).select(expression)
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{where}: {text!r}: {_first_line(error)}; {_types(columns, schema)}") from None
-    if dtype != pl.Boolean:
+    if dtype != wanted and wanted == TEXT:
+        raise UserError(
+            f"{where}: {text!r} is {dtype}; accepted: an expression of text, as in title || ' ' || body; {_types(columns, schema)}"
+        )
+    if dtype != wanted:
         raise UserError(f"{where}: {text!r} is {dtype}, a rule is Boolean; compare it with something, as in `{text} IS NOT NULL`")
     return Rule(text, expression, list(dict.fromkeys(reads)))
 

@@ -1,9 +1,10 @@
 """Read any format into shards; every record that cannot be used goes to quarantine with its reason.
 
-A source's files are cut into units of work by what they are alone (never by workers or memory): Parquet by whole row groups up to 64 MiB; plain JSON Lines by 64 MiB byte
-ranges, extended to the next line end; a compressed file as one stream; files under 8 MiB together, in one of 256 buckets by the hash of their path, so that one more
-small file touches one bucket. A unit becomes shards of about 64 MiB of decoded bytes and a `unit.json` that says which files' records they hold; it is named by a key over
-the files' digests, the fields read and the clean steps, so the same input is read once for all recipes that share a work directory.
+A source's files are cut into units of work by what they are alone (never by workers or memory): Parquet and Arrow by whole row groups and batches up to 64 MiB; plain JSON Lines by
+64 MiB byte ranges, extended to the next line end; any other file as one stream; files under 8 MiB together, in one of 256 buckets by the hash of their path, so that one
+more small file touches one bucket. A source with a `limit` is one unit, which reads its files in order until it has that many records. A unit becomes shards of about
+64 MiB of decoded bytes and a `unit.json` that says which files' records they hold; it is named by a key over the files' digests, the fields read, what is chosen of
+them and the clean steps, so the same input is read once for all recipes that share a work directory.
 
 A shard is one Parquet file with a row per usable document: `run` (which file of the unit), `ordinal` (running number in that file, unusable records counted),
 `position`, `content` (xxh3-128 of the text as written), `key`, `bytes`, `text` and the carried columns; beside it lies the quarantine:
@@ -13,11 +14,8 @@ A shard is one Parquet file with a row per usable document: `run` (which file of
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from glob import escape, glob
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,64 +25,77 @@ import pyarrow.parquet as pq
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 
-from curation import reading
+from curation import rules
+from curation.clean import has_visible
 from curation.engine import Engine
-from curation.reading import Fields, Record
-from curation.work import Digests, Work, folder_atomic, key_of, sha256_file, state_of
+from curation.finding import hash_files, locate, natural
+from curation.formats import ACCEPTED, FORMATS, OPEN_ENDED, format_of, true_format
+from curation.reading import EXCERPT, Fields, Record
+from curation.remote import Place
+from curation.selection import BUILT_IN, TYPES, Choice, Read, is_expression, names_in, schema_of, select
+from curation.work import Digests, Input, Work, folder_atomic, key_of
 from mixing import UserError
 
-SHARD_VERSION = "2"
+SHARD_VERSION = "3"
 CUT = 64 << 20
 SMALL = 8 << 20
 BUCKETS = 256
-JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".ndjson.gz", ".ndjson.zst", ".json.gz", ".json.zst")
-ARROW_TYPES = {"string": pa.large_string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
+TEXT_GROUP = 4 << 20  # bytes of text in a row group of a shard
+ARROW_TYPES = TYPES
 
 
 class SourceConfig(BaseModel):
-    """A named input. `files` is a path or a list of paths with wildcards, relative to the recipe; `name:sub/*.parquet` is below a root given by `--root name=PATH`."""
+    """A named input. `files` is a path or a URL, or a list of them, with wildcards, relative to the recipe; `name:sub/*.parquet` is below a root given by `--root name=PATH`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    files: str | list[str] = Field(description="paths with wildcards, relative to the recipe, or `root:below`")
-    text: str = Field("text", description="the column that holds the text")
+    files: str | list[str] = Field(description="paths or URLs with wildcards, relative to the recipe, or `root:below`")
+    text: str = Field(
+        "text", description="the column that holds the text, or an SQL expression of a record's columns: `title || ' ' || body`"
+    )
     key: str | None = Field(None, description="a column that identifies a document to its user")
     columns: list[str] = Field([], description="columns carried into the pool")
+    where: str | None = Field(None, description="a rule over a record's columns, `key` and `bytes`; other records are not read at all")
+    limit: int | None = Field(None, ge=1, description="read no more than the first records, in the order of the files")
     licence: str | None = Field(None, description="recorded in the manifest")
     max_quarantine: float = Field(0.01, ge=0, le=1, description="the share of records that may be unreadable before the build stops")
 
 
-class Input(NamedTuple):
-    """A file of a source: its path below the root, its size and its sha256."""
-
-    path: str
-    bytes: int
-    digest: str
-
-
 @dataclass(frozen=True)
 class Source:
-    """A source whose files have been found and hashed. `root` is a place on this machine; `root_name` and `pattern` are what a recipe keeps."""
+    """A source whose files have been found and hashed. `root` is a place that only this run knows; `root_name` and `pattern` are what a recipe keeps. `formats` has one entry
+    a file; `extras` are columns that `text` and `where` look at and the pool does not hold."""
 
     name: str
     config: SourceConfig
-    root: Path
+    root: Place
     root_name: str
     pattern: list[str]
     inputs: list[Input]
     columns: dict[str, str]
+    formats: dict[str, str] = field(default_factory=dict)
+    extras: dict[str, str] = field(default_factory=dict)
 
     @property
     def fields(self) -> Fields:
-        return Fields(self.config.text, self.config.key, self.columns)
+        """What a reader has to look for in a record."""
+        return Fields(None if is_expression(self.config.text) else self.config.text, self.config.key, self.columns | self.extras)
+
+    @property
+    def choice(self) -> Choice | None:
+        """What is made of the records; None if they are taken as they are."""
+        text = self.config.text if is_expression(self.config.text) else None
+        if text is None and self.config.where is None:
+            return None
+        return Choice(self.columns | self.extras, len(self.columns), text, self.config.where)
 
 
 class Piece(NamedTuple):
-    """A part of one file: bytes `[begin, end)` of a plain file, row groups `[begin, end)` of a Parquet file, or all of a stream (`end` is None)."""
+    """A part of one file: bytes `[begin, end)` of a plain file of lines, row groups or batches `[begin, end)` of a table, or all of it (`end` is None)."""
 
     path: str
     digest: str
-    parquet: bool
+    format: str
     begin: int
     end: int | None
 
@@ -94,109 +105,118 @@ class Unit:
     """What one task reads; `name` is its key and the folder of its shards."""
 
     name: str
-    root: Path
+    root: Place
     pieces: list[Piece]
     fields: Fields
     clean: tuple[str, ...]
     cut: int
+    choice: Choice | None = None
+    limit: int | None = None
 
 
-# --- finding files
-
-
-def natural(path: str) -> tuple[tuple[str | int, ...], str]:
-    """Order in which part-2 comes before part-10; equal readings by the path itself."""
-    return tuple(int(part) if part.isdigit() and part.isascii() else part for part in re.split(r"([0-9]+)", path)), path
-
-
-def locate(where: str, files: str | list[str], name: str, folder: Path, roots: dict[str, str]) -> tuple[Path, str, list[str], list[str]]:
-    """(root, its name, patterns below it, matching files below it in natural order)."""
-    patterns = [files] if isinstance(files, str) else list(files)
-    named = [re.match(r"([A-Za-z_][\w-]*):(?!//)(.*)", pattern) for pattern in patterns]
-    if any(re.match(r"[a-z0-9]+://", pattern) for pattern in patterns):
-        raise UserError(f"{where}: {patterns[0]!r} is a URL; accepted: paths on this machine")
-    if all(named) and len({match[1] for match in named if match}) == 1:
-        root_name = next(match[1] for match in named if match)
-        if root_name not in roots:
-            known = ", ".join(sorted(roots)) or "none"
-            raise UserError(f"{where}: no root named '{root_name}' (given: {known}); name it with --root {root_name}=PATH")
-        root, below = Path(roots[root_name]).expanduser().resolve(), [match[2] for match in named if match]
-    else:
-        parts = [_fixed_part(folder, pattern) for pattern in patterns]
-        root_name, root = name, Path(os.path.commonpath([fixed for fixed, _ in parts]))
-        below = [os.path.normpath(os.path.join(escape(os.path.relpath(fixed, root)), rest)) for fixed, rest in parts]
-    if any(".." in pattern.split("/") or pattern.startswith("/") for pattern in below):
-        raise UserError(f"{where}: a pattern leaves its root {root}; accepted: paths below it")
-    found = {path for pattern in below for path in glob(pattern, root_dir=root, recursive=True) if (root / path).is_file()}
-    if not found:
-        raise UserError(f"{where}: no file matches {', '.join(map(repr, patterns))}; looked below {root}")
-    odd = [path for path in found if path != path.encode("utf-8", "replace").decode()]
-    if odd:
-        raise UserError(f"{where}: the name of the file {min(odd)!a} is not UTF-8; rename it")
-    return root, root_name, below, sorted(found, key=natural)
-
-
-def _fixed_part(folder: Path, pattern: str) -> tuple[str, str]:
-    """(the folder before the first wildcard, the rest); a folder alone stands for all files in it. Wildcards in `folder` are part of its name."""
-    parts = Path(pattern).expanduser().parts
-    first = next((index for index, part in enumerate(parts) if re.search(r"[*?\[]", part)), None)
-    if first is None and os.path.isdir(folder / Path(*parts)):
-        return os.path.abspath(folder / Path(*parts)), os.path.join("**", "*")
-    first = len(parts) - 1 if first is None else first
-    return os.path.abspath(folder / Path(*parts[:first])), os.path.join(*parts[first:])
+# --- resolving
 
 
 def resolve(name: str, config: SourceConfig, folder: Path, roots: dict[str, str], digests: Digests, engine: Engine) -> Source:
     """The source with its files found, hashed and looked at: everything about it that can be refused before a record is read."""
     where = f"sources.{name}"
     root, root_name, below, paths = locate(f"{where}.files", config.files, name, folder, roots)
-    unknown = [path for path in paths if not path.endswith((*JSON_LINES, ".parquet"))]
-    if unknown:
-        raise UserError(f"{where}.files: cannot read {unknown[0]!r}; accepted: {', '.join(JSON_LINES)}, .parquet")
+    refuse_unknown(f"{where}.files", paths)
     inputs = hash_files(root, paths, digests, engine, f"hash {name}")
-    return Source(name, config, root, root_name, below, inputs, _column_types(where, config, root, paths))
+    names = _looked_at(where, config)
+    looks = {one.path: _look(where, root, one, names, digests) for one in inputs}
+    text = [] if is_expression(config.text) else [config.text]
+    for path, look in looks.items():
+        if look.columns is not None and look.format not in OPEN_ENDED:
+            _require(where, text, path, [column for column, _ in look.columns])
+    types = _agreed(where, [name for name in names if name not in text], looks)
+    carried = {column: types.get(column, "string") for column in config.columns}
+    extras = {column: types.get(column, "string") for column in names if column not in (*config.columns, *BUILT_IN, config.key, *text)}
+    source = Source(name, config, root, root_name, below, inputs, carried, {path: look.format for path, look in looks.items()}, extras)
+    _check_expressions(where, source)
+    return source
 
 
-def hash_files(root: Path, paths: list[str], digests: Digests, engine: Engine, label: str) -> list[Input]:
-    """The files with size and sha256; only those not remembered are read."""
-    known = {path: digests.known(root / path) for path in paths}
-    missing = [path for path in paths if known[path] is None]
-    before = {path: state_of(root / path) for path in missing}
-    for path, digest in zip(missing, engine.map(sha256_file, [(root / path,) for path in missing], label), strict=True):
-        known[path] = digest
-        digests.remember(root / path, before[path], digest)
-    return [Input(path, (root / path).stat().st_size, known[path] or "") for path in paths]
+def refuse_unknown(where: str, paths: list[str]) -> None:
+    """Refuses files whose names tell no format."""
+    unknown = [path for path in paths if format_of(path) is None]
+    if unknown:
+        raise UserError(f"{where}: cannot read {unknown[0]!r}; accepted: {ACCEPTED}")
 
 
-def _column_types(where: str, config: SourceConfig, root: Path, paths: list[str]) -> dict[str, str]:
-    """The types of carried columns: as the first file has them; every Parquet file must have the named columns with those types."""
-    types: dict[str, str] | None = None
-    for path in paths:
-        if path.endswith(".parquet"):
-            there = parquet_types(where, root, path, [config.text, *([config.key] if config.key else []), *config.columns])
-            if there is None:
+def _looked_at(where: str, config: SourceConfig) -> list[str]:
+    """The columns that reading needs: the text or what its expression names, the key, the carried ones, and those of `where`."""
+    text = names_in(config.text, f"{where}.text") if is_expression(config.text) else [config.text]
+    chosen = [name for name in names_in(config.where, f"{where}.where") if name not in BUILT_IN] if config.where else []
+    return list(dict.fromkeys([*text, *([config.key] if config.key else []), *config.columns, *chosen]))
+
+
+class Look(NamedTuple):
+    """What a file is: its format, and (name, type) of its columns; None if they cannot be read, the type None if no value tells it."""
+
+    format: str
+    columns: list[tuple[str, str | None]] | None
+
+
+def _look(where: str, root: Place, file: Input, names: list[str], digests: Digests) -> Look:
+    """The format and columns of a file, remembered by its content and the end of its name."""
+    named = format_of(file.path) or ""
+    key = key_of("look", SHARD_VERSION, file.digest, named, names)
+    if (known := digests.fact(key)) is not None:
+        return Look(known[0], None if known[1] is None else [(name, kind) for name, kind in known[1]])
+    form = true_format(root / file.path, named)
+    columns = FORMATS[form].columns(root / file.path, names)
+    for name in names if columns is not None else []:
+        if [one for one, _ in columns or []].count(name) > 1:
+            raise UserError(f"{where}: two columns '{name}' in {file.path}; rename one of them")
+    if columns is not None and form not in OPEN_ENDED and set(names) <= {name for name, _ in columns}:
+        columns = [(name, kind) for name, kind in columns if name in names]
+    digests.note(key, [form, columns])
+    return Look(form, columns)
+
+
+def _require(where: str, names: list[str], path: str, there: list[str]) -> None:
+    for name in names:
+        if name not in there:
+            raise UserError(f"{where}: no column '{name}' in {path}; it has: {', '.join(there)}")
+
+
+def _agreed(where: str, names: list[str], looks: dict[str, Look]) -> dict[str, str]:
+    """One type a column over all files: integers and floats together are floats, a column that some files lack is null there; anything else is refused with both schemas."""
+    types: dict[str, str] = {}
+    first: dict[str, str] = {}
+    for path, look in looks.items():
+        for name, kind in look.columns or []:
+            if name not in names or kind is None:
                 continue
-            found = {column: there[column] for column in config.columns}
-        elif types is None and config.columns:
-            found = reading.sniff_columns(root / path, config.columns)
-        else:
-            continue
-        if types is not None and found != types:
-            raise UserError(f"{where}.columns: {path} has {found}, the files before it {types}; carry only columns whose types agree")
-        types = found
-    return types or dict.fromkeys(config.columns, "string")
+            if types.setdefault(name, kind) != kind:
+                if {types[name], kind} != {"int64", "float64"}:
+                    one, other = (_spelled(looks[at], names) for at in (first[name], path))
+                    raise UserError(
+                        f"{where}.columns: '{name}' is {types[name]} in {first[name]} ({one}) and {kind} in {path} ({other}); carry only columns whose types agree"
+                    )
+                types[name] = "float64"
+            first.setdefault(name, path)
+    tables = {path: look for path, look in looks.items() if look.columns is not None and look.format not in OPEN_ENDED}
+    if tables and len(tables) == sum(look.columns is not None for look in looks.values()):
+        everywhere = {name for look in tables.values() for name, _ in look.columns or []}
+        missing = [name for name in names if name not in everywhere]
+        path = next(iter(tables))
+        _require(where, missing, path, [name for name, _ in looks[path].columns or []])
+    return types
 
 
-def parquet_types(where: str, root: Path, path: str, columns: list[str]) -> dict[str, str] | None:
-    """The column types of a Parquet file, which must have `columns`; None for a file that cannot be opened."""
-    try:
-        there = reading.parquet_columns(pq.read_schema(root / path))
-    except (OSError, pa.ArrowException):
-        return None
-    for column in columns:
-        if column not in there:
-            raise UserError(f"{where}: no column '{column}' in {path}; it has: {', '.join(there)}")
-    return there
+def _spelled(look: Look, names: list[str]) -> str:
+    return ", ".join(f"{name} {kind}" for name, kind in look.columns or [] if name in names)
+
+
+def _check_expressions(where: str, source: Source) -> None:
+    if source.choice is not None:
+        schema = schema_of(source.choice)
+        if source.choice.text is not None:
+            rules.parse(source.choice.text, f"{where}.text", schema, rules.TEXT)
+        if source.choice.where is not None:
+            rules.parse(source.choice.where, f"{where}.where", schema)
 
 
 # --- cutting files into units
@@ -207,58 +227,39 @@ def cut(source: Source, clean: tuple[str, ...], cut_bytes: int = CUT) -> list[Un
     groups: list[list[Piece]] = []
     buckets: dict[int, list[Piece]] = {}
     for path, size, digest in source.inputs:
-        parquet = path.endswith(".parquet")
-        if size < SMALL:
-            groups_of = _row_groups(source.root / path) if parquet else None
-            piece = Piece(path, digest, parquet, 0, len(groups_of) if groups_of is not None else None)
-            buckets.setdefault(xxhash.xxh3_64_intdigest(path.encode()) % BUCKETS, []).append(piece)
-        elif parquet:
-            groups += [[Piece(path, digest, True, first, last)] for first, last in _spans_of(_row_groups(source.root / path), cut_bytes)]
-        elif reading.is_compressed(source.root / path):
-            groups.append([Piece(path, digest, False, 0, None)])
+        form = source.formats[path]
+        if size < SMALL or source.config.limit is not None:
+            buckets.setdefault(xxhash.xxh3_64_intdigest(path.encode()) % BUCKETS, []).append(Piece(path, digest, form, 0, None))
         else:
-            groups += [[Piece(path, digest, False, begin, min(begin + cut_bytes, size))] for begin in range(0, size, cut_bytes)]
+            groups += [[Piece(path, digest, form, *span)] for span in FORMATS[form].spans(source.root / path, size, cut_bytes)]
     groups += [buckets[number] for number in sorted(buckets)]
+    if source.config.limit is not None:
+        groups = [sorted((piece for pieces in groups for piece in pieces), key=lambda piece: natural(piece.path))]
     return [_unit(source, pieces, clean, cut_bytes) for pieces in groups]
 
 
 def _unit(source: Source, pieces: list[Piece], clean: tuple[str, ...], cut_bytes: int) -> Unit:
-    fields = source.fields
+    fields, choice, limit = source.fields, source.choice, source.config.limit
     columns = [[name, kind] for name, kind in fields.columns.items()]
-    name = key_of("shard", SHARD_VERSION, fields.text, fields.key, columns, list(clean), cut_bytes, [list(piece) for piece in pieces])
-    return Unit(name, source.root, pieces, fields, clean, cut_bytes)
-
-
-def _row_groups(path: Path) -> list[int]:
-    """Uncompressed bytes of each row group; a file whose footer cannot be read counts as one group, which reading then quarantines."""
-    try:
-        metadata = pq.read_metadata(path)
-    except (OSError, pa.ArrowException):
-        return [0]
-    return [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
-
-
-def _spans_of(sizes: list[int], limit: int) -> Iterator[tuple[int, int]]:
-    """Consecutive groups together up to `limit` bytes; a larger group stands alone."""
-    first, total = 0, 0
-    for index, size in enumerate(sizes):
-        if index > first and total + size > limit:
-            yield first, index
-            first, total = index, 0
-        total += size
-    if sizes:
-        yield first, len(sizes)
+    chosen = (
+        [] if choice is None and limit is None else [[choice and choice.text, choice and choice.where, choice and choice.carried, limit]]
+    )
+    name = key_of(
+        "shard", SHARD_VERSION, fields.text, fields.key, columns, list(clean), cut_bytes, [list(piece) for piece in pieces], *chosen
+    )
+    return Unit(name, source.root, pieces, fields, clean, cut_bytes, choice, limit)
 
 
 # --- reading a unit
 
 
 class ShardFacts(NamedTuple):
-    """What `unit.json` says of one shard: per file of the unit, the ordinal of its first record there and the number of its records."""
+    """What `unit.json` says of one shard: per file of the unit, the ordinal of its first record there and the number of its records; and how many documents each clean step changed."""
 
     rows: int
     quarantined: dict[str, int]
     runs: list[tuple[int, int, int]]
+    cleaned: dict[str, int]
 
 
 def read_unit(unit: Unit, work: Work) -> list[ShardFacts]:
@@ -269,7 +270,7 @@ def read_unit(unit: Unit, work: Work) -> list[ShardFacts]:
             shards = [_write(temporary, number, batch, unit) for number, batch in enumerate(_batches(unit))]
             (temporary / "unit.json").write_text(json.dumps(shards))
     return [
-        ShardFacts(facts[0], facts[1], [(run[0], run[1], run[2]) for run in facts[2]])
+        ShardFacts(facts[0], facts[1], [(run[0], run[1], run[2]) for run in facts[2]], facts[3])
         for facts in json.loads((folder / "unit.json").read_text())
     ]
 
@@ -280,44 +281,43 @@ class _Batch(NamedTuple):
     usable: list[tuple[int, int, Record, bytes]]
     refused: list[tuple[int, int, Record]]
     runs: list[tuple[int, int, int]]
+    cleaned: dict[str, int]
 
 
 def _batches(unit: Unit) -> Iterator[_Batch]:
-    batch, size = _Batch([], [], []), 0
+    batch, size, records = _Batch([], [], [], {}), 0, 0
     for run, piece in enumerate(unit.pieces):
         first = ordinal = 0
-        for ordinal, record in enumerate(_records(unit, piece)):
+        for ordinal, read in enumerate(read_piece(unit, piece)):
+            if records == unit.limit:
+                break
             if size >= unit.cut:
                 batch.runs.append((run, first, ordinal - first))
                 yield batch
-                batch, size, first = _Batch([], [], []), 0, ordinal
-            size += record.size
-            _sort_in(batch, run, ordinal, record, unit.clean)
+                batch, size, first = _Batch([], [], [], {}), 0, ordinal
+            size += read.record.size
+            _sort_in(batch, run, ordinal, read)
             ordinal += 1
+            records += 1
         batch.runs.append((run, first, ordinal - first))
     yield batch
 
 
-def _sort_in(batch: _Batch, run: int, ordinal: int, record: Record, clean: tuple[str, ...]) -> None:
-    text = record.text
+def read_piece(unit: Unit, piece: Piece) -> Iterator[Read]:
+    """The records of one piece that its source takes."""
+    return select(FORMATS[piece.format].read(unit.root / piece.path, unit.fields, piece.begin, piece.end), unit.choice, unit.clean)
+
+
+def _sort_in(batch: _Batch, run: int, ordinal: int, read: Read) -> None:
+    record, text, changed = read
     if text is not None:
-        text = reading.cleaned(text, clean)
-        if reading.has_visible(text):
+        for name in changed:
+            batch.cleaned[name] = batch.cleaned.get(name, 0) + 1
+        if has_visible(text):
             batch.usable.append((run, ordinal, record, text.encode()))
             return
-        record = record._replace(text=None, reason="empty text", excerpt=ascii(text[: reading.EXCERPT]))
+        record = record._replace(text=None, reason="empty text", excerpt=ascii(text[:EXCERPT]))
     batch.refused.append((run, ordinal, record))
-
-
-def _records(unit: Unit, piece: Piece) -> Iterator[Record]:
-    path = unit.root / piece.path
-    if not piece.parquet:
-        return reading.read_json_lines(path, unit.fields, piece.begin, piece.end)
-    try:
-        pq.read_metadata(path)
-    except (OSError, pa.ArrowException) as error:
-        return iter([Record(0, 0, None, None, (), "not a Parquet file", str(error)[: reading.EXCERPT])])
-    return reading.read_parquet(path, unit.fields, piece.begin, piece.end)
 
 
 def _write(folder: Path, number: int, batch: _Batch, unit: Unit) -> ShardFacts:
@@ -335,9 +335,12 @@ def _write(folder: Path, number: int, batch: _Batch, unit: Unit) -> ShardFacts:
         "bytes": pa.array(lengths, pa.uint64()),
         "text": text,
     }
-    for index, (name, kind) in enumerate(unit.fields.columns.items()):
+    carried = list(unit.fields.columns.items())[: unit.choice.carried if unit.choice else None]
+    for index, (name, kind) in enumerate(carried):
         columns[f"column.{name}"] = pa.array([record.columns[index] for _, _, record, _ in usable], ARROW_TYPES[kind])
-    pq.write_table(pa.table(columns), folder / f"{number:05}.parquet", compression="zstd", compression_level=1)
+    # A pass over the texts holds one row group, so a worker's memory follows TEXT_GROUP and not the shard.
+    group = max(1, len(usable) * TEXT_GROUP // max(int(offsets[-1]), TEXT_GROUP))
+    pq.write_table(pa.table(columns), folder / f"{number:05}.parquet", compression="zstd", compression_level=1, row_group_size=group)
     quarantine = {
         "run": pa.array([run for run, *_ in refused], pa.uint32()),
         "ordinal": pa.array([ordinal for _, ordinal, _ in refused], pa.uint64()),
@@ -349,4 +352,4 @@ def _write(folder: Path, number: int, batch: _Batch, unit: Unit) -> ShardFacts:
     reasons: dict[str, int] = {}
     for *_, record in refused:
         reasons[record.reason or ""] = reasons.get(record.reason or "", 0) + 1
-    return ShardFacts(len(usable), reasons, batch.runs)
+    return ShardFacts(len(usable), reasons, batch.runs, batch.cleaned)

@@ -156,12 +156,8 @@ def frame(shard: Shard, names: list[str], positions: Positions, state: State) ->
     for name in names:
         if name == "source":
             columns[name] = pl.Series(name, [shard.source], dtype=pl.String).new_from_index(0, len(positions))
-        elif name == "origin":
-            columns[name] = pl.Series(name, shard.origins(positions), dtype=pl.String)
-        elif name == "content":
-            columns[name] = pl.Series(
-                name, [one.hex() for one in shard.read(["content"])["content"].take(pa.array(positions)).to_pylist()], dtype=pl.String
-            )
+        elif name in ("origin", "content"):
+            columns[name] = pl.Series(name, identities(shard, name, positions), dtype=pl.String)
         elif name in state.signals:
             columns[name] = pl.Series(name, pl.from_arrow(signal_values(shard, name, state).take(pa.array(positions))))
         elif name in ("key", "bytes"):
@@ -171,6 +167,14 @@ def frame(shard: Shard, names: list[str], positions: Positions, state: State) ->
         else:
             columns[name] = pl.Series(name, pl.from_arrow(pa.nulls(len(positions), state.columns[name])))
     return pl.DataFrame(columns) if columns else pl.DataFrame({"": np.zeros(len(positions), np.bool_)})
+
+
+def identities(shard: Shard, name: str, positions: Positions) -> list[str | None]:
+    """The key, content hash or origin of documents, as text."""
+    if name == "origin":
+        return list(shard.origins(positions))
+    values = shard.read([name])[name].take(pa.array(positions)).to_pylist()
+    return [one.hex() for one in values] if name == "content" else values
 
 
 def signal_values(shard: Shard, name: str, state: State) -> pa.Array:
@@ -195,16 +199,16 @@ class Outcome(NamedTuple):
 
 
 def advance(shard: Shard, steps: list[Step], models: dict[int, Path], state: State) -> Outcome:
-    """Takes a shard's documents through row-wise steps: reads the text once, and only if a value is missing."""
+    """Takes a shard's documents through row-wise steps: reads texts a row group at a time, and only where a value is missing."""
     fates, held = start(shard, state)
     computed: dict[str, int] = {}
     remembered: dict[str, int] = {}
-    texts: list[pa.LargeStringArray] = []
+    spans = shard.spans()
     for step in steps:
         alive = fates == ALIVE
         if isinstance(step, Add):
             path = sidecar_path(state.work, state.signals[step.name].key, shard)
-            sidecar = fill_sidecar(path, alive, partial(_compute, step, models.get(step.index), shard, texts))
+            sidecar = fill_sidecar(path, alive, partial(_compute, step, models.get(step.index), shard), spans)
             computed[step.name], remembered[step.name] = sidecar.computed, int(alive.sum()) - sidecar.computed
         elif isinstance(step, Keep):
             _keep(shard, step, fates, np.flatnonzero(alive), state)
@@ -226,11 +230,12 @@ def start(shard: Shard, state: State) -> tuple[Fates, Mask]:
     return np.where(copies, fate_of(0), ALIVE).astype(np.uint16), held
 
 
-def _compute(step: Add, model: Path | None, shard: Shard, texts: list[pa.LargeStringArray], positions: Positions) -> pa.Array:
-    if not texts:
-        texts.append(shard.texts())
-    chosen = texts[0] if len(positions) == shard.documents else texts[0].take(pa.array(positions))
-    return SIGNALS[step.kind].compute(step.config, chosen, model)
+def _compute(step: Add, model: Path | None, shard: Shard, positions: Positions) -> pa.Array:
+    signal = SIGNALS[step.kind]
+    reads = signal.reads(step.config)
+    if reads == "text":
+        return signal.compute(step.config, shard.texts(positions), model)
+    return signal.compute(step.config, pa.array(identities(shard, reads, positions), pa.large_string()), model)
 
 
 def _keep(shard: Shard, step: Keep, fates: Fates, positions: Positions, state: State) -> None:
@@ -321,6 +326,7 @@ def _model_and_key(step: Add, ground: Ground, decided: Decided, models: dict[int
     if step.references:
         model = train(step.kind, step.config, step.references, ground, engine)
         models[step.index] = model.folder
+        engine.memory.require(f"add {step.name}", worker=sum(path.stat().st_size for path in model.folder.rglob("*")))
         decided.models[step.name] = (step.kind, model)
     return key_of(
         "signal", step.kind, signal.version(step.config), spelled_config(step.config, step.references), model.sha256 if model else None
@@ -343,3 +349,7 @@ def _run(stretch: list[Step], corpus: Corpus, models: dict[int, Path], decided: 
         for into, counts in ((decided.computed, outcome.computed), (decided.remembered, outcome.remembered)):
             for name, count in counts.items():
                 into[name] = into.get(name, 0) + count
+    computed, remembered = (
+        sum(sum(counts.values()) for counts in found) for found in ([o.computed for o in outcomes], [o.remembered for o in outcomes])
+    )
+    engine.journal.count(computed, remembered)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -16,7 +17,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple, cast
 
+from curation.remote import Place
 from mixing import UserError
 from mixing.manifest import canonical_json
 
@@ -96,6 +99,14 @@ def folder_atomic(folder: Path) -> Iterator[Path]:
     temporary.rename(folder)
 
 
+class Input(NamedTuple):
+    """A file that is read: its path below its root, its size and its sha256."""
+
+    path: str
+    bytes: int
+    digest: str
+
+
 class Digests:
     """sha256 of input files, remembered by (size, time of change, inode), so that an unchanged build reads no input again.
 
@@ -106,32 +117,43 @@ class Digests:
     def __init__(self, work: Work) -> None:
         self._path = work.root / "digests.json"
         self._known: dict[str, list[object]] = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._facts_path = work.root / "facts.json"
+        self._facts: dict[str, Any] = json.loads(self._facts_path.read_text()) if self._facts_path.exists() else {}
         self._new = False
 
-    def known(self, path: Path) -> str | None:
+    def known(self, path: Place) -> str | None:
         entry = self._known.get(str(path))
         return str(entry[1]) if entry and entry[0] == state_of(path) else None
 
-    def remember(self, path: Path, state: list[int], digest: str) -> None:
+    def remember(self, path: Place, state: list[int], digest: str) -> None:
         if time.time_ns() - state[1] > 2_000_000_000:
             self._known[str(path)] = [state, digest]
             self._new = True
 
+    def fact(self, key: str) -> Any:
+        """What was found out about a file of this content, or None: a `key` holds its digest."""
+        return self._facts.get(key)
+
+    def note(self, key: str, value: object) -> None:
+        self._facts[key] = value
+        self._new = True
+
     def save(self) -> None:
         if self._new:
             write_json(self._path, self._known)
+            write_json(self._facts_path, self._facts)
             self._new = False
 
 
-def state_of(path: Path) -> list[int]:
+def state_of(path: Place) -> list[int]:
     """Size, time of change in nanoseconds, inode."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: Place) -> str:
     with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+        return hashlib.file_digest(cast(io.BufferedReader, handle), "sha256").hexdigest()
 
 
 def sha256_folder(folder: Path) -> str:

@@ -51,7 +51,9 @@ from curation.dedup.store import Part, Store, sparse, write_part
 from curation.words import Bytes, Hashes
 
 MARGIN = 4.0
-_PAIRS = 1 << 21  # pairs held at once while emitting
+_KEYED = 1 << 15  # documents whose bands are held at once
+_SHINGLED = 1 << 12  # documents whose shingles are held at once
+_PAIR_BYTES = 32  # of the size of a range: pairs held at once while emitting
 
 
 class Work(NamedTuple):
@@ -80,8 +82,8 @@ def near_duplicates(shards: Sequence[Shard], config: MinhashConfig, scratch: Pat
     for name in ("status", "waiting", "wanted"):
         sparse(work.path(name), np.uint8, size)
     signatures, sets = Store.create(work.folder / "signatures", size), Store.create(work.folder / "shingles", size)
-    cuts = ranges([found.path for found in keyed], range_bytes)
-    found = run(_find_buckets, [(work, [each.path for each in keyed], low, high, f"{i}") for i, (low, high) in enumerate(cuts)])
+    keys = [path for each in keyed for path in each.paths]
+    found = run(_find_buckets, [(work, keys, low, high, f"{i}") for i, (low, high) in enumerate(ranges(keys, range_bytes))])
     _want(work, [part.members for part in found])
     _fill(work, shards, signatures, _write_signatures, run)
 
@@ -108,7 +110,7 @@ def near_duplicates(shards: Sequence[Shard], config: MinhashConfig, scratch: Pat
 
 
 class Keyed(NamedTuple):
-    path: Path
+    paths: list[Path]
     documents: int
     end: int
 
@@ -116,10 +118,12 @@ class Keyed(NamedTuple):
 def _write_keys(shard: Shard, bands: Banding, path: Path) -> Keyed:
     """Task: the (bucket, row) records of one shard."""
     rows, signatures = shard.rows(), shard.signatures()
-    kept = has_shingles(signatures)
-    keys = band_keys(np.ascontiguousarray(signatures[kept]), bands.bands, bands.rows)
-    write_run(path, [keys.ravel(), np.tile(rows[kept], bands.bands)])
-    return Keyed(path, len(rows), int(rows.max()) if len(rows) else 0)
+    paths = []
+    for first in range(0, len(rows), _KEYED):
+        kept = first + np.flatnonzero(has_shingles(signatures[first : first + _KEYED]))
+        keys = band_keys(np.ascontiguousarray(signatures[kept]), bands.bands, bands.rows)
+        paths.append(write_run(path.with_name(f"{path.stem}-{first}.npy"), [keys.ravel(), np.tile(rows[kept], bands.bands)]))
+    return Keyed(paths, len(rows), int(rows.max()) if len(rows) else 0)
 
 
 class Found(NamedTuple):
@@ -156,7 +160,7 @@ def _emit(work: Work, path: Path, wave: int, name: str) -> Emitted:
     path.unlink()
     lead = next_leaders(buckets, wave)
     place = np.zeros(3, np.int64)
-    lower, upper = np.empty(_PAIRS, np.uint64), np.empty(_PAIRS, np.uint64)
+    lower, upper = (np.empty(work.range_bytes // _PAIR_BYTES, np.uint64) for _ in range(2))
     pairs: list[Path] = []
     while count := emit(buckets.members, buckets.offsets, buckets.leaders, lead, place, lower, upper):
         pairs.append(write_run(work.path(f"pairs-{name}-{len(pairs)}"), [upper[:count], lower[:count]]))
@@ -235,7 +239,7 @@ def _write_signatures(work: Work, store: Store, shard: Shard, path: Path) -> Par
     if not len(positions):
         return None
     values = np.ascontiguousarray(shard.signatures()[positions]).view(np.uint64)
-    return write_part(path, rows[positions], np.full(len(positions), values.shape[1]), values)
+    return write_part(path, rows[positions], [(np.full(len(positions), values.shape[1]), values)])
 
 
 def _write_shingles(work: Work, store: Store, shard: Shard, path: Path) -> Part | None:
@@ -244,8 +248,8 @@ def _write_shingles(work: Work, store: Store, shard: Shard, path: Path) -> Part 
     positions = _missing(work, store, rows)
     if not len(positions):
         return None
-    values, offsets = shingles(shard.texts(positions))
-    return write_part(path, rows[positions], np.diff(offsets), values)
+    some = (shingles(shard.texts(positions[at : at + _SHINGLED])) for at in range(0, len(positions), _SHINGLED))
+    return write_part(path, rows[positions], ((np.diff(offsets), values) for values, offsets in some))
 
 
 def _mark_waiting(work: Work, paths: Sequence[Path]) -> None:

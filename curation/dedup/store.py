@@ -6,7 +6,9 @@ is what the page cache likes to keep. Disk: 12 bytes per row touched, and the va
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +19,12 @@ from curation.words import Hashes, Offsets
 
 
 def sparse(path: Path, dtype: type[np.generic], size: int) -> npt.NDArray[np.generic]:
-    """A mapped array of zeros over rows; blocks never written take no disk."""
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(size,))
+    """A mapped array of zeros over rows. Its room on the disk is taken now: a mapped page that finds the disk full kills the process without a word."""
+    found = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(size,))
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return found
 
 
 class Store(NamedTuple):
@@ -69,9 +75,13 @@ class Part(NamedTuple):
     places: Path
 
 
-def write_part(path: Path, rows: Hashes, lengths: npt.NDArray[np.int64], values: Hashes) -> Part:
-    """What one task found, to be appended by the driver."""
+def write_part(path: Path, rows: Hashes, pieces: Iterable[tuple[npt.NDArray[np.int64], Hashes]]) -> Part:
+    """What one task found, (lengths, values) piece by piece, to be appended by the driver."""
     part = Part(path.with_suffix(".values"), path.with_suffix(".npy"))
-    values.tofile(part.values)
-    np.save(part.places, np.stack([rows, lengths.astype(np.uint64)]))
+    found = []
+    with part.values.open("wb") as file:
+        for lengths, values in pieces:
+            values.tofile(file)
+            found.append(lengths)
+    np.save(part.places, np.stack([rows, np.concatenate(found).astype(np.uint64)]))
     return part

@@ -1,7 +1,7 @@
 """Row signals: what can be computed about one document from its text alone.
 
-SIGNALS maps the `kind` of a recipe's `add` step to its functions. A row signal sees no other document, no place on disk and no identity, so its
-values are remembered per row. Adding one: a config class with a `kind`, its functions, and a line here.
+SIGNALS maps the `kind` of a recipe's `add` step to its functions. A row signal sees no other document and no place on disk, so its values are
+remembered per row. Adding one: a config class with a `kind`, its functions, and a line here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from curation.signals import classifier, heuristics, perplexity
+from curation.signals import classifier, heuristics, listed, perplexity
 from curation.signals.reference import Reference, Sample
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class RowSignal(Generic[Config]):
     compute: Callable[
         [Config, pa.LargeStringArray, Path | None], pa.Array
     ]  # (config, texts, the trained folder): one value per text, never NaN
+    reads: Callable[[Config], str] = lambda config: "text"  # what `compute` is given: the text, or one of key, content and origin
+    whole: bool = False  # a reference with a record that cannot be used is refused, not read without it
 
 
 SIGNALS: dict[str, RowSignal[Any]] = {
@@ -54,6 +56,16 @@ SIGNALS: dict[str, RowSignal[Any]] = {
         references=classifier.references,
         train=classifier.train,
         compute=classifier.compute,
+    ),
+    "listed": RowSignal(
+        config=listed.ListedConfig,
+        version=listed.version,
+        fields=listed.fields,
+        references=listed.references,
+        train=listed.train,
+        compute=listed.compute,
+        reads=listed.reads,
+        whole=True,
     ),
     "ngram": RowSignal(
         config=perplexity.PerplexityConfig,

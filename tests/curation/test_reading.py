@@ -21,7 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation import reading
-from curation.reading import CLEAN, Fields, Record, has_visible, parquet_columns, read_json_lines, read_parquet, sniff_columns
+from curation.clean import CLEAN, has_visible
+from curation.reading import Fields, Record, read_json_lines, sniff_columns
+from curation.tables import read_parquet, spelled_types
 
 TEXT = Fields("text", None, {})
 BOM = b"\xef\xbb\xbf"
@@ -197,7 +199,7 @@ def test_zstd_with_skippable_frames_is_read_through_them(tmp_path: Path) -> None
     packed = b"".join(skippable + zstandard.compress(line + b"\n") for line in (b'{"text": "one"}', b'{"text": "two"}'))
 
     assert [record.text for record in read(tmp_path / "a", packed)] == ["one", "two"]
-    assert reading.is_compressed(tmp_path / "a")
+    assert reading.is_stream(tmp_path / "a")
 
 
 def test_zstd_with_a_long_window_is_read(tmp_path: Path) -> None:
@@ -218,10 +220,9 @@ def test_zstd_with_a_long_window_is_read(tmp_path: Path) -> None:
         (b'{"text": "cut', "broken JSON"),
         (b'{"text": "a",}', "broken JSON"),
         (b"{'text': 'a'}", "broken JSON"),
-        (b'{"text": NaN}', "broken JSON"),
-        (b'{"text": "\\ud800"}', "broken JSON"),
-        (b'{"text": "a"} {"text": "b"}', "broken JSON"),
-        (b"[" * 100_000, "broken JSON"),
+        (b'{"text": NaN}', "no 'text'"),
+        (b'{"text": "\\ud800"}', "lone surrogate"),
+        (b"[" * 100_000, "nested too deeply"),
         (b'{"text": "\xff"}', "invalid UTF-8"),
         (b'{"text": "\xed\xa0\x80"}', "invalid UTF-8"),
         (b'{"text": "a\0"}', "raw NUL byte"),
@@ -305,14 +306,13 @@ def test_carried_columns_that_do_not_fit_their_type_are_null(tmp_path: Path) -> 
         ([True, None], "bool"),
         ([True, 1], "string"),
         (["a", 1], "string"),
-        ([None, None], "string"),
         ([[1]], "string"),
     ],
 )
 def test_a_sniffed_column_has_the_narrowest_type_that_holds_its_values(tmp_path: Path, values: list[object], kind: str) -> None:
     (tmp_path / "a").write_bytes(b"broken\n[1]\n\n" + b"\n".join(json.dumps({"c": value}).encode() for value in values))
 
-    assert sniff_columns(tmp_path / "a", ["c", "nowhere"]) == {"c": kind, "nowhere": "string"}
+    assert sniff_columns(tmp_path / "a", ["c", "nowhere"]) == {"c": kind}
 
 
 # --- Parquet
@@ -441,7 +441,7 @@ def test_parquet_column_types_are_spelled_in_four_words() -> None:
         ]
     )
 
-    assert list(parquet_columns(schema).values()) == ["int64", "int64", "float64", "bool", "int64", "string", "string", "string"]
+    assert [kind for _, kind in spelled_types(schema)] == ["int64", "int64", "float64", "bool", "int64", "string", "string", "string"]
 
 
 # --- clean

@@ -13,13 +13,16 @@ import pytest
 import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
-from recipes import json_lines, text_of, write_file, write_records
+from recipes import built, json_lines, recipe, text_of, write_corpus, write_file, write_records
 
 from curation import sources
 from curation.engine import Engine
-from curation.sources import Source, SourceConfig, cut, locate, natural, read_unit, resolve
+from curation.finding import locate, natural
+from curation.report import inspect
+from curation.sources import Source, SourceConfig, cut, read_unit, resolve
 from curation.work import Digests, Work, key_of
 from mixing import UserError, validated
+from mixing.manifest import Manifest
 
 
 def resolved(folder: Path, name: str = "prose", roots: dict[str, str] | None = None, **config: Any) -> Source:
@@ -87,8 +90,12 @@ def test_wildcards_in_the_name_of_the_recipes_folder_are_part_of_its_name(tmp_pa
     ("files", "what"),
     [
         ("none/*.jsonl", "no file matches 'none/*.jsonl'"),
-        ("a.txt", "cannot read 'a.txt'"),
-        ("s3://bucket/*.jsonl", "is a URL"),
+        ("a.pdf", "cannot read 'a.pdf'"),
+        ("https://example.org/*.jsonl", "a URL that begins https://"),
+        ("s3://me:secret@bucket/*.jsonl", "a s3:// URL with credentials or options in it"),
+        ("s3://bucket/*.jsonl?secret=1", "a s3:// URL with credentials or options in it"),
+        (["s3://bucket/*.jsonl", "a.jsonl"], "several places"),
+        (["s3://bucket/*.jsonl", "s3://other/a.jsonl"], "several buckets"),
         ("corpora:*.jsonl", "no root named 'corpora' (given: root); name it with --root corpora=PATH"),
         ("root:../x/*.jsonl", "leaves its root"),
         ("root:/etc/*.jsonl", "leaves its root"),
@@ -96,7 +103,7 @@ def test_wildcards_in_the_name_of_the_recipes_folder_are_part_of_its_name(tmp_pa
     ],
 )
 def test_files_that_cannot_be_found_or_read_are_refused_with_their_place(tmp_path: Path, files: str, what: str) -> None:
-    write_file(tmp_path / "a.txt", b"x")
+    write_file(tmp_path / "a.pdf", b"x")
 
     with pytest.raises(UserError) as caught:
         resolved(tmp_path, files=files, roots={"root": str(tmp_path)})
@@ -313,3 +320,185 @@ def test_a_file_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match=r"the file '\\udcff.jsonl' is not UTF-8; rename it"):
         resolved(tmp_path)
+
+
+# --- what is taken of the records
+
+
+def taken(
+    folder: Path, clean: tuple[str, ...] = (), cut_bytes: int = sources.CUT, **config: Any
+) -> tuple[list[dict[str, Any]], list[sources.ShardFacts]]:
+    """The rows of all shards in the order of the corpus, and what `unit.json` says."""
+    rows, facts = [], []
+    for unit in cut(resolved(folder, **config), clean, cut_bytes):
+        for number, fact in enumerate(read_unit(unit, Work(folder / "work"))):
+            rows += pq.read_table(folder / "work" / "shards" / unit.name / f"{number:05}.parquet").to_pylist()
+            facts.append(fact)
+    return rows, facts
+
+
+DRIFTING = [
+    {"title": f"t{number}", "body": None if number % 10 == 3 else f"body {number}", "id": number, "lang": "en" if number % 2 else "de"}
+    for number in range(60)
+]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.jsonl.gz"])
+def test_where_leaves_records_out_as_if_they_were_not_there(tmp_path: Path, name: str) -> None:
+    write_records(tmp_path / "all" / name, DRIFTING)
+    write_records(tmp_path / "english" / name, [one for one in DRIFTING if one["lang"] == "en"])
+
+    chosen, facts = taken(tmp_path / "all", files="*", text="title", key="id", where="lang = 'en'")
+    written, _ = taken(tmp_path / "english", files="*", text="title", key="id")
+
+    assert len(chosen) == 30
+    assert [{**row, "position": 0} for row in chosen] == [{**row, "position": 0} for row in written]
+    assert [fact.runs for fact in facts] == [[(0, 0, 30)]]
+    assert set(chosen[0]) == {"run", "ordinal", "position", "content", "key", "bytes", "text"}
+
+
+def test_where_looks_at_key_bytes_and_columns_and_a_record_without_a_value_is_left_out(tmp_path: Path) -> None:
+    write_file(
+        tmp_path / "a.jsonl",
+        json_lines([{"text": "aé", "id": 1}, {"text": "aéb", "id": 2}, {"text": "aéc"}, b"broken", {"text": "abcdefgh", "id": 4}]),
+    )
+
+    rows, facts = taken(tmp_path, key="id", where="bytes <= 4 AND key <> '7'")
+
+    assert [row["text"] for row in rows] == ["aé", "aéb"]
+    assert [(fact.rows, fact.quarantined) for fact in facts] == [(2, {"broken JSON": 1})]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.jsonl.zst"])
+def test_text_as_an_expression_is_what_python_makes_of_the_columns(tmp_path: Path, name: str) -> None:
+    write_records(tmp_path / name, DRIFTING)
+
+    rows, (fact,) = taken(tmp_path, files="*", text="title || '\n\n' || body", key="id", columns=["lang"])
+
+    expected = [one for one in DRIFTING if one["body"] is not None]
+    assert [row["text"] for row in rows] == [f"{one['title']}\n\n{one['body']}" for one in expected]
+    assert [row["key"] for row in rows] == [str(one["id"]) for one in expected]
+    assert [row["column.lang"] for row in rows] == [one["lang"] for one in expected]
+    assert fact.quarantined == {"no value for the text": 6}
+
+
+@pytest.mark.parametrize("limit", [1, 7, 25, 1000])
+def test_limit_reads_the_first_records_in_the_order_of_the_files(tmp_path: Path, limit: int) -> None:
+    write_numbered(tmp_path, ["b-10.jsonl", "b-9.jsonl", "a.jsonl"], lines=10)
+
+    rows, facts = taken(tmp_path, limit=limit, cut_bytes=100)
+
+    everything = [f"{name} {line}" for name in ("a.jsonl", "b-9.jsonl", "b-10.jsonl") for line in range(10)]
+    assert [row["text"] for row in rows] == everything[:limit]
+    assert sum(count for fact in facts for *_, count in fact.runs) == min(limit, 30)
+
+
+def test_limit_counts_what_where_leaves_and_what_is_quarantined(tmp_path: Path) -> None:
+    write_file(tmp_path / "a.jsonl", json_lines([{"text": "no", "n": 1}, b"broken", {"text": "yes", "n": 2}, {"text": "later", "n": 3}]))
+
+    rows, (fact,) = taken(tmp_path, where="n > 1", limit=2)
+
+    assert ([row["text"] for row in rows], fact.quarantined) == (["yes"], {"broken JSON": 1})
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        ({"text": "title || '"}, 'sources.prose.text: "title || \'" is not an SQL expression'),
+        ({"text": "length(title)"}, "sources.prose.text: 'length(title)' is UInt32; accepted: an expression of text"),
+        ({"text": "title || ttl"}, "sources.prose: no column 'ttl' in a.parquet; it has: title, body, id, lang"),
+        ({"text": "title", "where": "lang"}, "sources.prose.where: 'lang' is String, a rule is Boolean"),
+        ({"text": "title", "where": "lagn = 'en'"}, "sources.prose: no column 'lagn' in a.parquet"),
+        ({"text": "title", "where": "id > (SELECT 1)"}, "sources.prose.where"),
+        ({"text": "title", "where": "id = max(id)"}, "sources.prose.where: 'id = max(id)' has an aggregate"),
+        ({"text": "title", "limit": -1}, "sources.prose.limit"),
+    ],
+)
+def test_a_choice_that_cannot_be_meant_is_refused_before_anything_is_read(tmp_path: Path, config: dict[str, Any], what: str) -> None:
+    write_records(tmp_path / "a.parquet", DRIFTING)
+
+    with pytest.raises(UserError) as caught:
+        resolved(tmp_path, files="a.parquet", **config)
+
+    assert what in str(caught.value)
+
+
+def test_columns_that_drift_between_files_are_reconciled(tmp_path: Path) -> None:
+    write_records(tmp_path / "1.parquet", [{"text": "a", "x": 1, "only": "here"}])
+    write_records(tmp_path / "2.parquet", [{"text": "b", "x": 0.5, "id": 7}])
+    write_file(tmp_path / "3.jsonl", json_lines([{"text": "c"}, {"text": "d", "x": 3}]))
+    write_file(tmp_path / "4.csv", b"x,text\n2.5,e\n,f\n")
+
+    source = resolved(tmp_path, files="[1-4].*", key="id", columns=["x", "only"])
+    rows, _ = taken(tmp_path, files="[1-4].*", key="id", columns=["x", "only"])
+
+    assert source.columns == {"x": "float64", "only": "string"}
+    assert {row["text"]: (row["column.x"], row["column.only"], row["key"]) for row in rows} == {
+        "a": (1.0, "here", None),
+        "b": (0.5, None, "7"),
+        "c": (None, None, None),
+        "d": (3.0, None, None),
+        "e": (2.5, None, None),
+        "f": (None, None, None),
+    }
+
+
+def test_columns_that_cannot_be_reconciled_are_refused_with_both_schemas(tmp_path: Path) -> None:
+    write_records(tmp_path / "1.parquet", [{"text": "a", "x": 1, "y": True}])
+    write_file(tmp_path / "2.jsonl", json_lines([{"text": "c", "x": "one", "y": 1}]))
+
+    with pytest.raises(UserError) as caught:
+        resolved(tmp_path, files="[12].*", columns=["x", "y"])
+
+    assert "'x' is int64 in 1.parquet (x int64, y bool) and string in 2.jsonl (x string, y int64)" in str(caught.value)
+
+
+def test_a_table_with_two_columns_of_the_name_that_is_read_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / "a.parquet")
+
+    with pytest.raises(UserError, match=r"two columns 'text' in a\.parquet"):
+        resolved(tmp_path, files="a.parquet")
+
+
+def test_clean_steps_count_the_documents_they_changed(tmp_path: Path) -> None:
+    texts = ["plain", "e\u0301", "a\r\nb", "a\0b\r\n", "e\u0301\0", "é"]
+    write_records(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+
+    _, (fact,) = taken(tmp_path, clean=("nfc", "control_characters", "line_endings"))
+
+    assert fact.cleaned == {"nfc": 2, "control_characters": 2, "line_endings": 2}
+
+
+def test_a_file_looked_at_once_is_not_opened_to_be_looked_at_again(tmp_path: Path) -> None:
+    write_records(tmp_path / "in" / "a.parquet", [{"text": "a", "x": 1}])
+    digests = Digests(Work(tmp_path / "work"))
+    config = SourceConfig(files="in/*", columns=["x"])
+    with Engine(1) as engine:
+        first = resolve("s", config, tmp_path, {}, digests, engine)
+        digests.save()
+        state = (tmp_path / "in" / "a.parquet").stat()
+        known = Digests(Work(tmp_path / "work"))
+        known.remember(tmp_path / "in" / "a.parquet", [state.st_size, state.st_mtime_ns - 10**10, state.st_ino], first.inputs[0].digest)
+        (tmp_path / "in" / "a.parquet").write_bytes(b"x" * state.st_size)  # the digest is what it was by the state below
+        os.utime(tmp_path / "in" / "a.parquet", ns=(state.st_mtime_ns - 10**10,) * 2)
+
+        assert resolve("s", config, tmp_path, {}, known, engine) == first
+
+
+def test_inspect_shows_how_many_documents_each_clean_step_changed(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    write_records(
+        tmp_path / "prose" / "odd.jsonl", [{"text": f"{text_of(number)} e\u0301 \0", "id": str(number), "score": 1} for number in range(7)]
+    )
+    built(tmp_path, recipe(clean=["line_endings", "nfc", "control_characters"], steps=[]), tmp_path / "out")
+
+    shown = inspect(Manifest.open(tmp_path / "out"))
+
+    assert json.loads((tmp_path / "out" / "provenance.json").read_text())["cleaned"]["prose"] == {
+        "line_endings": 0,
+        "nfc": 7,
+        "control_characters": 7,
+    }
+    assert [line.split()[:4] for line in shown.splitlines() if "changed by" in line] == [
+        ["changed", "by", step, "7"] for step in ("nfc", "control_characters")
+    ]

@@ -1,0 +1,63 @@
+"""What `--memory` allows: how large a range of a global step may be, and which steps do not fit at all.
+
+Figures are proportional set sizes without the pages of files, which the kernel drops when it wants to: a process with its libraries, one row group of texts and what a
+signal makes of it; a range of deduplication with its sorting; what planning holds per document. They were measured by `benchmarks/memory.py`. Nothing here changes what is built.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from mixing import UserError
+
+DRIVER = 350_000_000
+WORKER = 400_000_000  # its peak is reading, which holds the records of 64 MiB
+RANGE_TIMES = 6  # bytes held for a byte of a range while it is sorted and grouped
+RANGE_BYTES = 64 << 20
+LEAST_RANGE = 2 << 20
+DOCUMENT = 130  # of the driver, for each document that is planned: row, content, component, tokens, and the draws and spans over them
+
+
+class Memory(NamedTuple):
+    """A budget in bytes for a build of so many processes; None is no budget."""
+
+    budget: int | None
+    workers: int
+
+    @staticmethod
+    def of(gigabytes: float | None, workers: int) -> Memory:
+        memory = Memory(None if gigabytes is None else int(gigabytes * 1e9), workers)
+        memory.require("find duplicates", worker=LEAST_RANGE * RANGE_TIMES)
+        return memory
+
+    def range_bytes(self) -> int:
+        """How large a range of a global step may be."""
+        if self.budget is None:
+            return RANGE_BYTES
+        left = (self.budget - DRIVER) // self.workers - WORKER
+        return max(LEAST_RANGE, min(RANGE_BYTES, left // RANGE_TIMES))
+
+    def require(self, step: str, *, driver: int = 0, worker: int = 0) -> None:
+        """Refuses a step that has to hold more than there is: `driver` bytes once, `worker` bytes in every process."""
+        needed = DRIVER + driver + self.workers * (WORKER + worker)
+        if self.budget is not None and needed > self.budget:
+            fewer = "" if self.workers == 1 else ", or fewer --workers"
+            raise UserError(
+                f"--memory {self.budget / 1e9:g}: '{step}' needs {needed / 1e9:.2f} GB with {self.workers} worker{'s'[: self.workers > 1]}; "
+                f"give --memory {-(-needed // 10_000_000) / 100:g}{fewer}"
+            )
+
+
+def held(processes: list[int]) -> int:
+    """Proportional set size in bytes, without pages of files, of these processes together; 0 where the kernel does not say (not Linux)."""
+    total = 0
+    for process in processes if sys.platform == "linux" else []:
+        try:
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            continue
+        sizes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+        total += 1024 * (sizes.get("Pss_Anon", 0) + sizes.get("Pss_Shmem", 0))
+    return total

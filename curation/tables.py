@@ -1,0 +1,223 @@
+"""Records from tables: Parquet and Arrow IPC (the file format, also called Feather, and the stream format).
+
+Position is the row index over all row groups or record batches. A damaged row group or batch is quarantined row by row from where it breaks, and what stands after it is read;
+of a record batch that does not say how many rows it had, one record stands for all of them. A Parquet file without its footer holds nothing that can be read; an Arrow file
+without its footer is read as the stream it begins with. A column that a file does not have is null in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curation.reading import EXCERPT, Fields, Record, as_key, as_text, as_type, one_line, refused
+from curation.remote import Place, native
+
+ROWS_AT_ONCE = 1024
+ARROW_MAGIC = b"ARROW1"
+UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError)  # the last from damaged names of columns
+
+
+def open_parquet(path: Place) -> pq.ParquetFile:
+    return pq.ParquetFile(native(path), page_checksum_verification=True)
+
+
+def read_parquet(path: Place, fields: Fields, first_group: int = 0, last_group: int | None = None) -> Iterator[Record]:
+    """The rows of row groups `[first_group, last_group)`; to the end without a last one."""
+    try:
+        file = open_parquet(path)
+    except UNREADABLE as error:
+        yield Record(0, 0, None, None, (), "not a Parquet file", str(error)[:EXCERPT])
+        return
+    with file:
+        names = [name for name in _names(fields) if name in file.schema_arrow.names]
+        position = sum(file.metadata.row_group(group).num_rows for group in range(first_group))
+        for group in range(first_group, file.num_row_groups if last_group is None else last_group):
+            end = position + file.metadata.row_group(group).num_rows
+            try:
+                for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=names, use_threads=False):
+                    yield from _from_table(position, pa.Table.from_batches([batch]), fields)
+                    position += batch.num_rows
+            except UNREADABLE as error:
+                for row in range(position, end):
+                    yield refused(row, 0, f"damaged row group: {one_line(error)}", "")
+            position = end
+
+
+def parquet_groups(path: Place) -> list[int]:
+    """Uncompressed bytes of each row group; a file whose footer cannot be read counts as one group, which reading then quarantines."""
+    try:
+        with open_parquet(path) as file:
+            return [file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)]
+    except UNREADABLE:
+        return [0]
+
+
+def _names(fields: Fields) -> list[str]:
+    named = [fields.text, fields.key, *fields.columns]
+    return list(dict.fromkeys(name for name in named if name is not None))
+
+
+# --- Arrow IPC
+
+
+def read_arrow(path: Place, fields: Fields, first_batch: int = 0, last_batch: int | None = None) -> Iterator[Record]:
+    """The rows of record batches `[first_batch, last_batch)`; a stream is only read whole."""
+    with native(path) as source:
+        try:
+            file = pa.ipc.open_file(source)
+        except UNREADABLE:
+            yield from _read_stream(source, fields)
+            return
+        position = sum(_rows(file, batch) for batch in range(first_batch))
+        for number in range(first_batch, file.num_record_batches if last_batch is None else last_batch):
+            try:
+                records = list(_from_batch(position, file.get_batch(number), fields))
+            except UNREADABLE as error:
+                rows = _rows(file, number)
+                records = [refused(position + row, 0, f"damaged record batch: {one_line(error)}", "") for row in range(rows)]
+            yield from records
+            position += len(records)
+
+
+def _read_stream(source: Any, fields: Fields) -> Iterator[Record]:
+    """The batches of a stream up to its end or its damage."""
+    cut = _to_stream(source)
+    position, opened = 0, False
+    try:
+        with pa.ipc.open_stream(source) as reader:
+            opened = True
+            for batch in reader:
+                records = list(_from_batch(position, batch, fields))
+                yield from records
+                position += len(records)
+    except UNREADABLE as error:
+        yield refused(position, 0, f"damaged record batch: {one_line(error)}" if opened else "not an Arrow file", one_line(error))
+    else:
+        if cut:
+            yield refused(position, 0, "damaged record batch: the file ends too early", "")
+
+
+def _to_stream(source: Any) -> bool:
+    """Moves to where the stream begins; whether it is that of a file, which has lost its footer."""
+    source.seek(0)
+    cut = bool(source.read(len(ARROW_MAGIC)) == ARROW_MAGIC)
+    source.seek(8 if cut else 0)
+    return cut
+
+
+def _rows(file: Any, number: int) -> int:
+    """How many rows a batch has: one, if it does not say."""
+    try:
+        return int(file.get_batch(number).num_rows)
+    except UNREADABLE:
+        return 1
+
+
+def _from_batch(position: int, batch: pa.RecordBatch, fields: Fields) -> Iterator[Record]:
+    """Arrow trusts its buffers: offsets out of bounds would be read. So they are checked, and text as bytes, because one bad letter is one record's damage."""
+    columns = {name: _as_bytes(batch.column(name)) for name in _names(fields) if name in batch.schema.names}
+    for column in columns.values():
+        column.validate(full=True)
+    table = pa.table({"": pa.nulls(batch.num_rows), **columns})  # a table without columns has no rows
+    return _from_table(position, table, fields)
+
+
+def _as_bytes(column: pa.Array) -> pa.Array:
+    same = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}.get(column.type)
+    return column if same is None else column.view(same)
+
+
+def arrow_batches(path: Place, size: int) -> list[int]:
+    """About the bytes of each record batch of a file; a stream, which can only be read from its start, is one."""
+    try:
+        with native(path) as source, pa.ipc.open_file(source) as file:
+            return [size // max(1, file.num_record_batches)] * file.num_record_batches
+    except UNREADABLE:
+        return [size]
+
+
+# --- rows
+
+
+def _from_table(position: int, table: pa.Table, fields: Fields) -> Iterator[Record]:
+    def values(name: str | None) -> list[Any]:
+        return [None] * table.num_rows if name not in table.column_names else decoded_column(table[name]).to_pylist()
+
+    keys, carried = values(fields.key), [values(name) for name in fields.columns]
+    kinds = list(fields.columns.values())
+    texts = [b""] * table.num_rows if fields.text is None else values(fields.text)
+    for row, (raw, key) in enumerate(zip(texts, keys, strict=True)):
+        here = position + row
+        if raw is None:
+            yield refused(here, 0, f"no '{fields.text}'", "")
+        elif not isinstance(raw, bytes):
+            yield refused(here, 8, f"'{fields.text}' is not a string", as_text(raw))
+        else:
+            try:
+                text = raw.decode()
+            except UnicodeDecodeError:
+                yield refused(here, len(raw), "invalid UTF-8", raw)
+                continue
+            columns = tuple(as_type(values[row], kind) for values, kind in zip(carried, kinds, strict=True))
+            yield Record(here, len(raw), text, as_key(key), columns, None, "")
+
+
+def decoded_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column whose values Python can hold: text as bytes, since a file may call UTF-8 what is not, and times, of which Python knows too few, as Arrow writes them."""
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return decoded_column(pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type))
+    if pa.types.is_dictionary(kind):
+        return decoded_column(column.cast(kind.value_type))
+    if pa.types.is_duration(kind):
+        return column.cast(pa.int64())
+    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
+        return column.cast(pa.large_string())
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind in (pa.string_view(), pa.binary_view())
+    return column.cast(pa.large_binary()) if text else column
+
+
+def spelled_types(schema: pa.Schema) -> list[tuple[str, str | None]]:
+    """The column types of a schema as the pool has them: string, bool, int64, float64; any other type is carried as text."""
+
+    def spelled(kind: pa.DataType) -> str:
+        if isinstance(kind, pa.BaseExtensionType):
+            return spelled(kind.storage_type)
+        if pa.types.is_dictionary(kind):
+            return spelled(kind.value_type)
+        if pa.types.is_boolean(kind):
+            return "bool"
+        if pa.types.is_integer(kind):
+            return "int64"
+        return "float64" if pa.types.is_floating(kind) else "string"
+
+    return [(field.name, spelled(field.type)) for field in schema]
+
+
+def parquet_columns(path: Place) -> list[tuple[str, str | None]] | None:
+    """(name, type) of a Parquet file's columns; None for a file that cannot be opened."""
+    try:
+        with open_parquet(path) as file:
+            schema = file.schema_arrow
+    except UNREADABLE:
+        return None
+    return spelled_types(schema)
+
+
+def arrow_columns(path: Place) -> list[tuple[str, str | None]] | None:
+    """(name, type) of an Arrow file's columns; None for a file that cannot be opened."""
+    with native(path) as source:
+        try:
+            with pa.ipc.open_file(source) as file:
+                return spelled_types(file.schema)
+        except UNREADABLE:
+            _to_stream(source)
+        try:
+            with pa.ipc.open_stream(source) as reader:
+                return spelled_types(reader.schema)
+        except UNREADABLE:
+            return None
