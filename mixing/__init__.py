@@ -30,7 +30,9 @@ def validated(model: type[Checked], values: Mapping[str, object], where: str = "
 
 def _first_refusal(model: type[BaseModel], error: ValidationError, where: str) -> str:
     errors = error.errors(include_url=False)
-    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])  # a misspelt key explains the missing one beside it
+    first = next(
+        (one for one in errors if one["type"] == "extra_forbidden"), errors[0]
+    )  # a misspelt key explains the missing one beside it
     place = [str(part) for part in first["loc"]]
     dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
     path = f"{where}{dotted}".removeprefix(".") or "the configuration"
