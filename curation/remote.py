@@ -59,7 +59,7 @@ class Remote:
         info = retried(self, lambda: filesystem(self.scheme).get_file_info(self.path))
         if not info.is_file:
             raise UserError(f"{self}: no such object")
-        return info.size, info.mtime_ns or 0
+        return _state(info)
 
 
 Place = Path | Remote
@@ -190,8 +190,13 @@ def list_files(root: Remote, patterns: list[str]) -> Remote:
     for info in asked:
         below = info.path.removeprefix(f"{root.path}/")
         if info.is_file and any(matcher.fullmatch(below) for matcher in matchers):
-            found[below] = (int(info.size), int(info.mtime_ns or 0))
+            found[below] = _state(info)
     return Remote(root.scheme, root.path, found)
+
+
+def _state(info: Any) -> tuple[int, int]:
+    """Size and time of change; an object whose store tells no time (a hub) has always just changed, so that its digest is never remembered wrongly."""
+    return int(info.size), int(time.time_ns() if info.mtime_ns is None else info.mtime_ns)
 
 
 def _as_expression(pattern: str) -> str:

@@ -265,6 +265,8 @@ def test_escaped_nul_and_control_characters_are_text(tmp_path: Path) -> None:
         (b"true", "true"),
         (b'["a", 1]', '["a",1]'),
         (b'"\\u00e9"', "é"),
+        (b'"\\ud800x"', "\\ud800x"),
+        (b"[" * 400 + b"]" * 400, "[" * 400 + "]" * 400),
     ],
 )
 def test_a_key_that_is_no_string_becomes_text_without_loss(tmp_path: Path, value: bytes, key: str | None) -> None:

@@ -70,7 +70,7 @@ def test_a_recipe_from_s3_gives_the_digest_of_the_local_one_and_writes_no_secret
     there = {**values, "sources": {name: {**one, "files": _at("s3://corpora", one["files"])} for name, one in values["sources"].items()}}
 
     local = built(corpus, values, tmp_path / "local")
-    far = built(corpus, there, tmp_path / "far", tmp_path / "other work")
+    far = built(corpus, there, tmp_path / "far", tmp_path / "other work", workers=2)
 
     assert far.digest == local.digest
     assert Manifest.open(tmp_path / "far").header["sources"] == Manifest.open(tmp_path / "local").header["sources"]
