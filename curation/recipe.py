@@ -7,6 +7,7 @@ that has an order as an array.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,9 +160,20 @@ def resolve_recipe(recipe: Recipe, folder: Path, run: Run, digests: Digests, eng
     signals = {step.name: step.type for step in steps if isinstance(step, Add)}
     for name, predicate in recipe.mixture.components.items():
         rules.parse(predicate, f"mixture.components.{name}", rule_schema(columns, signals))
-    local = folder / Path(recipe.tokenizer.path).expanduser()
-    tokenizer = resolve_tokenizer(recipe.tokenizer, local if local.exists() else None)
+    tokenizer = resolve_tokenizer(recipe.tokenizer, _tokenizer_at(recipe.tokenizer.path, folder, run.roots))
     return Resolved(recipe, _values(recipe, sources, steps, tokenizer), sources, tokenizer, steps)
+
+
+def _tokenizer_at(path: str, folder: Path, roots: dict[str, str]) -> Path | None:
+    """Where the tokenizer lies on this machine: below a named root, or beside the recipe; None if `path` can only be a hub name."""
+    named = re.match(r"([A-Za-z_][\w-]*):(.+)", path)
+    if named is None:
+        local = folder / Path(path).expanduser()
+        return local if local.exists() else None
+    if named[1] not in roots:
+        known = ", ".join(sorted(roots)) or "none"
+        raise UserError(f"tokenizer.path: no root named '{named[1]}' (given: {known}); name it with --root {named[1]}=PATH")
+    return Path(roots[named[1]]).expanduser() / named[2]
 
 
 def _carried(sources: list[Source]) -> dict[str, pa.DataType]:

@@ -246,3 +246,15 @@ def test_changed_bytes_of_an_input_change_the_key_of_a_build(folder: Path, tmp_p
     (tmp_path / "prose.jsonl").write_bytes((folder / "prose.jsonl").read_bytes() + b"\n")
 
     assert resolved(tmp_path, plain()).key != before
+
+
+def test_a_tokenizer_below_a_named_root_is_that_of_the_same_file_beside_the_recipe(folder: Path) -> None:
+    beside = resolved(folder, plain(tokenizer={"path": "tokenizer"}))
+    loaded = load(write_recipe(folder, plain(tokenizer={"path": "models:tokenizer"})))
+    run = Run(folder / "work", 1, {"models": str(folder)})
+    with Engine(1) as engine:
+        below = resolve_recipe(loaded, folder, run, Digests(Work(run.work)), engine)
+        with pytest.raises(UserError, match=r"tokenizer.path: no root named 'models' \(given: none\)"):
+            resolve_recipe(loaded, folder, Run(folder / "work", 1), Digests(Work(run.work)), engine)
+
+    assert below.values == beside.values
