@@ -26,11 +26,10 @@ from mixing import UserError
 from mixing.draws import Documents
 from mixing.manifest import Holdout, canonical_json
 from mixing.plan import Mixture, Plan
-from mixing.pool import pool_schema
+from mixing.pool import ROWS_PER_FILE, pool_schema
 from mixing.write import ManifestWriter
 
 NO_COMPONENT = 65535
-POOL_ROWS = 1_000_000  # of one file
 POOL_WINDOW = 50_000  # held at a time
 TOKEN_WINDOW = 4 << 20  # ids held at a time
 SURVIVOR_KEYS = ("survivor", "row", "similarity")
@@ -323,10 +322,10 @@ def merged_pool(corpus: Corpus, spans: list[tuple[int, int]], state: State, rows
     """The pool, a million rows at a time: put in order in windows, and handed on as a file that is mapped."""
     opened = {shard.name: _mapped(state.scratch / f"{shard.name}.pool.arrow") for shard in corpus.shards}
     file = state.scratch / "pool.arrow"
-    for begin in range(0, rows, POOL_ROWS):
+    for begin in range(0, rows, ROWS_PER_FILE):
         with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, next(iter(opened.values())).schema) as writer:
-            for low in range(begin, min(begin + POOL_ROWS, rows), POOL_WINDOW):
-                high = min(low + POOL_WINDOW, begin + POOL_ROWS, rows) - 1
+            for low in range(begin, min(begin + ROWS_PER_FILE, rows), POOL_WINDOW):
+                high = min(low + POOL_WINDOW, begin + ROWS_PER_FILE, rows) - 1
                 parts = []
                 for shard, (first, last) in zip(corpus.shards, spans, strict=True):
                     if first <= high and last >= low:

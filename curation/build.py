@@ -89,7 +89,7 @@ def _build(recipe: Recipe, folder: Path, target: Path, run: Run, replace: bool, 
     corpus = read_corpus(resolved.sources, tuple(recipe.clean), work, engine)
     holdout = reserve(recipe.holdout, recipe.seed, corpus, work, engine) if recipe.holdout else None
     scratch = work.room("scratch")
-    state = State(work, scratch, holdout.key if holdout else None, resolved.tokenizer, corpus.column_types())
+    state = State(work, scratch, holdout.key if holdout else None, resolved.tokenizer, resolved.columns)
     ground = Ground(corpus, tuple(recipe.clean), state.holdout, recipe.seed, work)
     decided = decide(resolved.steps, ground, state, engine)
     measured = _by_source(

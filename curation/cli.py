@@ -186,7 +186,7 @@ def why(manifest: Path, document: str | None, text: str | None, work: Path | Non
     from mixing.manifest import Manifest
 
     if (document is None) == (text is None):
-        raise UserError("curate why: name a document by row, key or origin, or give --text; one of them")
+        raise UserError("why: name a document by row, key or origin, or give --text; one of them")
     for found in explain.why(Manifest.open(manifest), document, text, work):
         click.echo(found)
 

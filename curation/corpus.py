@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from curation.engine import Engine
 from curation.finding import natural
-from curation.sources import ARROW_TYPES, ShardFacts, Source, Unit, cut, read_unit
+from curation.sources import ShardFacts, Source, Unit, cut, read_unit
 from curation.work import Work, write_atomic
 from mixing import UserError
 
@@ -121,17 +121,6 @@ class Corpus:
 
     def of(self, source: str) -> list[Shard]:
         return [shard for shard in self.shards if shard.source == source]
-
-    def column_types(self) -> dict[str, pa.DataType]:
-        """The carried columns of all sources with their Arrow types."""
-        types: dict[str, str] = {}
-        for source in self.sources:
-            for name, kind in source.columns.items():
-                if types.setdefault(name, kind) != kind:
-                    raise UserError(
-                        f"sources.{source.name}.columns: '{name}' is {kind} here and {types[name]} in an earlier source; columns of one name need one type"
-                    )
-        return {name: ARROW_TYPES[kind] for name, kind in types.items()}
 
 
 def read_corpus(sources: list[Source], clean: tuple[str, ...], work: Work, engine: Engine) -> Corpus:

@@ -24,7 +24,7 @@ from curation.formats import FORMATS
 from curation.reading import Record
 from curation.recipe import Recipe, Resolved, resolve_recipe
 from curation.selection import select
-from curation.sources import ARROW_TYPES, CUT, Source
+from curation.sources import CUT, Source
 from curation.steps import Add, rule_schema
 from curation.tokens import Encoder
 from curation.work import Digests, Work
@@ -169,8 +169,7 @@ def _until_enough(records: Iterator[Record], enough: int) -> list[Record]:
 
 def _shares(source: Source, usable: list[Record], texts: list[str], resolved: Resolved) -> dict[str, float | None]:
     """Each component's share of the sampled documents, where its predicate reads nothing that is computed later."""
-    columns = {name: ARROW_TYPES[kind] for one in resolved.sources for name, kind in one.columns.items()}
-    carried = list(source.columns)
+    columns, carried = resolved.columns, list(source.columns)
     values: dict[str, pa.Array] = {
         "source": pa.array([source.name] * len(usable), pa.large_string()),
         "key": pa.array([record.key for record in usable], pa.large_string()),

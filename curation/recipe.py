@@ -71,6 +71,7 @@ class Resolved:
     recipe: Recipe
     values: dict[str, Any]
     sources: list[Source]
+    columns: dict[str, pa.DataType]
     tokenizer: ResolvedTokenizer
     steps: list[Step]
 
@@ -161,7 +162,7 @@ def resolve_recipe(recipe: Recipe, folder: Path, run: Run, digests: Digests, eng
     for name, predicate in recipe.mixture.components.items():
         rules.parse(predicate, f"mixture.components.{name}", rule_schema(columns, signals))
     tokenizer = resolve_tokenizer(recipe.tokenizer, _tokenizer_at(recipe.tokenizer.path, folder, run.roots))
-    return Resolved(recipe, _values(recipe, sources, steps, tokenizer), sources, tokenizer, steps)
+    return Resolved(recipe, _values(recipe, sources, steps, tokenizer), sources, columns, tokenizer, steps)
 
 
 def _tokenizer_at(path: str, folder: Path, roots: dict[str, str]) -> Path | None:
@@ -177,6 +178,7 @@ def _tokenizer_at(path: str, folder: Path, roots: dict[str, str]) -> Path | None
 
 
 def _carried(sources: list[Source]) -> dict[str, pa.DataType]:
+    """The columns that the sources carry together, with their types."""
     types: dict[str, str] = {}
     for source in sources:
         for name, kind in source.columns.items():

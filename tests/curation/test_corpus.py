@@ -129,15 +129,6 @@ def test_a_source_that_loses_more_than_its_limit_is_refused_with_reasons_and_an_
         assert part in message
 
 
-def test_a_carried_column_of_two_types_is_refused(tmp_path: Path) -> None:
-    write_records(tmp_path / "a.jsonl", [{"text": "x", "year": 1}])
-    write_records(tmp_path / "b.jsonl", [{"text": "x", "year": "1"}])
-    corpus = read(tmp_path, tmp_path / "work", {name: {"files": f"{name}.jsonl", "columns": ["year"]} for name in "ab"})
-
-    with pytest.raises(UserError, match=r"sources\.b\.columns: 'year' is string here and int64 in an earlier source"):
-        corpus.column_types()
-
-
 # --- sidecars
 
 

@@ -258,3 +258,13 @@ def test_a_tokenizer_below_a_named_root_is_that_of_the_same_file_beside_the_reci
             resolve_recipe(loaded, folder, Run(folder / "work", 1), Digests(Work(run.work)), engine)
 
     assert below.values == beside.values
+
+
+def test_a_carried_column_of_two_types_is_refused(folder: Path) -> None:
+    for name, score in (("whole", 1), ("text", "1")):
+        write_records(folder / f"{name}.jsonl", [{"text": "x", "score": score}])
+    sources = {name: {"files": f"{name}.jsonl", "columns": ["score"]} for name in ("whole", "text")}
+    components = {"domain": "source = 'whole'", "replay": "source = 'text'"}
+
+    with pytest.raises(UserError, match=r"sources\.text\.columns: 'score' is string here and int64 in an earlier source"):
+        resolved(folder, plain(sources=sources, mixture={**plain()["mixture"], "components": components}))
