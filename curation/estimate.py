@@ -17,11 +17,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from curation import reading, rules
+from curation import rules
 from curation.clean import has_visible
 from curation.engine import Engine, Run
-from curation.formats import FORMATS
-from curation.reading import Record
+from curation.formats import FORMATS, streams
+from curation.formats.records import Record
 from curation.recipe import Recipe, Resolved, resolve_recipe
 from curation.selection import select
 from curation.sources import CUT, Source
@@ -146,10 +146,10 @@ def _spread_records(source: Source, path: str, size: int) -> tuple[list[Record],
         records = middle + last if len(spans) > 1 else middle
         found = records[:: max(1, len(records) // SAMPLE_RECORDS)]
         return found, len(found) / max(len(middle) * (len(spans) - 1) + len(last), 1)
-    if source.formats[path] != "lines" or reading.is_stream(whole):
+    if source.formats[path] != "lines" or streams.is_stream(whole):
         found = _until_enough(form.read(whole, source.fields, 0, None), COMPRESSED_BYTES)
         decoded = sum(record.size for record in found) or 1
-        return found, min(1.0, decoded / max(reading.decoded_size(whole, decoded), 1))
+        return found, min(1.0, decoded / max(streams.decoded_size(whole, decoded), 1))
     window = min(size, SAMPLE_BYTES) // WINDOWS + 1
     starts = sorted({round(index * max(size - window, 0) / (WINDOWS - 1)) for index in range(WINDOWS)})
     found = [record for start in starts for record in form.read(whole, source.fields, start, start + window)]

@@ -23,8 +23,8 @@ from curation.corpus import Corpus
 from curation.engine import Engine, Run
 from curation.finding import hash_files, locate
 from curation.formats import ACCEPTED, FORMATS, format_of, true_format
+from curation.formats.records import Fields
 from curation.holdout import draw, held_contents, texts_of
-from curation.reading import Fields
 from curation.remote import Place
 from curation.signals import SIGNALS, Reference, Sample
 from curation.work import Digests, Work, folder_atomic, key_of, sha256_folder

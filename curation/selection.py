@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from curation import rules
 from curation.clean import cleaned
-from curation.reading import Record
+from curation.formats.records import Record
 from mixing import UserError
 
 TYPES = {"string": pa.large_string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}

@@ -30,7 +30,7 @@ from curation.clean import has_visible
 from curation.engine import Engine
 from curation.finding import hash_files, locate, natural
 from curation.formats import ACCEPTED, FORMATS, OPEN_ENDED, format_of, true_format
-from curation.reading import EXCERPT, Fields, Record
+from curation.formats.records import EXCERPT, Fields, Record
 from curation.remote import Place
 from curation.selection import BUILT_IN, TYPES, Choice, Read, is_expression, names_in, schema_of, select
 from curation.work import Digests, Input, Work, folder_atomic, key_of

@@ -20,10 +20,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation import reading
 from curation.clean import CLEAN, has_visible
-from curation.reading import Fields, Record, read_json_lines, sniff_columns
-from curation.tables import read_parquet, spelled_types
+from curation.formats import streams
+from curation.formats.lines import read_json_lines, sniff_columns
+from curation.formats.records import EXCERPT, Fields, Record
+from curation.formats.tables import read_parquet, spelled_types
 
 TEXT = Fields("text", None, {})
 BOM = b"\xef\xbb\xbf"
@@ -70,7 +71,7 @@ LINES = [
 def test_positions_of_a_plain_file_are_byte_offsets_of_its_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: bytes, block: int
 ) -> None:
-    monkeypatch.setattr(reading, "BLOCK", block)
+    monkeypatch.setattr(streams, "BLOCK", block)
     content = b"\n".join(LINES) + ending
 
     found = read(tmp_path / "a", content)
@@ -133,7 +134,7 @@ def test_byte_ranges_of_any_cut_together_give_exactly_the_whole(
     ends = sorted({0, *(cut for cut in cuts if cut < len(content)), len(content)})
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "BLOCK", block)
+        patch.setattr(streams, "BLOCK", block)
         parts = [record for a, b in pairwise(ends) for record in read_json_lines(path, TEXT, a, b)]
 
     assert parts == whole
@@ -199,7 +200,7 @@ def test_zstd_with_skippable_frames_is_read_through_them(tmp_path: Path) -> None
     packed = b"".join(skippable + zstandard.compress(line + b"\n") for line in (b'{"text": "one"}', b'{"text": "two"}'))
 
     assert [record.text for record in read(tmp_path / "a", packed)] == ["one", "two"]
-    assert reading.is_stream(tmp_path / "a")
+    assert streams.is_stream(tmp_path / "a")
 
 
 def test_zstd_with_a_long_window_is_read(tmp_path: Path) -> None:
@@ -246,7 +247,7 @@ def test_a_line_that_cannot_be_used_says_why_and_shows_what_was_found(tmp_path: 
     assert (bad.reason, bad.text, bad.key, bad.position) == (reason, None, None, len(before))
     assert bad.excerpt
     assert bad.excerpt.isprintable()
-    assert len(bad.excerpt) <= 12 * reading.EXCERPT
+    assert len(bad.excerpt) <= 12 * EXCERPT
 
 
 def test_escaped_nul_and_control_characters_are_text(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.reading import EXCERPT, Fields, Record, as_key, as_text, as_type, one_line, refused
+from curation.formats.records import EXCERPT, Fields, Record, as_key, as_text, as_type, one_line, refused
 from curation.remote import Place, native
 
 ROWS_AT_ONCE = 1024

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from curation import delimited, reading, tables
-from curation.reading import EXCERPT, Fields, Record, refused
+from curation.formats import delimited, documents, lines, streams, tables
+from curation.formats.records import Fields, Record
 from curation.remote import Place
 
 Columns = list[tuple[str, str | None]] | None
@@ -46,36 +46,16 @@ def true_format(path: Place, name: str) -> str:
             return "parquet" if handle.read(4) == b"PAR1" else name
     if head[:6] == tables.ARROW_MAGIC:
         return "arrow"
-    if name in ("parquet", "arrow") and head[:4] != b"PAR1" and reading.decoded_head(path, 4096).lstrip(b" \t\r\n")[:1] == b"{":
+    if name in ("parquet", "arrow") and head[:4] != b"PAR1" and streams.decoded_head(path, 4096).lstrip(b" \t\r\n")[:1] == b"{":
         return "lines"
     return name
-
-
-# --- one document a file
-
-
-def read_document(path: Place, fields: Fields, begin: int = 0, end: int | None = None) -> Iterator[Record]:
-    """The file as one record."""
-    assert (begin, end) == (0, None)
-    raw, reason = reading.decoded_bytes(path)
-    if reason is None and b"\0" in raw:
-        reason = "raw NUL byte"
-    if reason is None:
-        try:
-            text = raw.decode()
-        except UnicodeDecodeError:
-            reason = "invalid UTF-8"
-    if reason is not None:
-        yield refused(0, len(raw), reason, raw[:EXCERPT])
-        return
-    yield Record(0, len(raw), text, None, (None,) * len(fields.columns), None, "")
 
 
 # --- cutting
 
 
 def _line_spans(path: Place, size: int, cut: int) -> Spans:
-    if reading.is_stream(path):
+    if streams.is_stream(path):
         return WHOLE
     return [(begin, min(begin + cut, size)) for begin in range(0, size, cut)]
 
@@ -97,7 +77,7 @@ def _whole(path: Place, size: int, cut: int) -> Spans:
 
 
 FORMATS = {
-    "lines": Format(lambda path, names: list(reading.sniff_columns(path, names).items()), reading.read_json_lines, _line_spans),
+    "lines": Format(lambda path, names: list(lines.sniff_columns(path, names).items()), lines.read_json_lines, _line_spans),
     "parquet": Format(
         lambda path, names: tables.parquet_columns(path),
         tables.read_parquet,
@@ -109,7 +89,7 @@ FORMATS = {
         lambda path, size, cut: list(spans_of(tables.arrow_batches(path, size), cut)),
     ),
     "delimited": Format(lambda path, names: delimited.delimited_columns(path), delimited.read_delimited, _whole),
-    "text": Format(lambda path, names: [("text", "string")], read_document, _whole),
+    "text": Format(lambda path, names: [("text", "string")], documents.read_document, _whole),
 }
 OPEN_ENDED = {"lines"}  # formats in which every record has columns of its own
 ENDINGS = {

@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from curation.reading import SNIFFED, Fields, Record, Value, decoded_head, lines_of, refused
+from curation.formats.records import SNIFFED, Fields, Record, Value, refused
+from curation.formats.streams import decoded_head, lines_of
 from curation.remote import Place
 
 DELIMITERS = ",\t;|"
