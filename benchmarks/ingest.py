@@ -18,7 +18,7 @@ import polars as pl
 
 from curation.corpus import read_corpus
 from curation.engine import Engine, default_workers
-from curation.sources import SourceConfig, resolve
+from curation.sources import SourceConfig, refuse_unknown, resolve
 from curation.work import Digests, Work
 
 
@@ -35,7 +35,7 @@ def main(file: Path, text: str, runs: int) -> None:
             work = Work(Path(scratch) / "work")
             work.room("scratch")
             with Engine(default_workers()) as engine:
-                engine.map(abs, [(-1,)] * 8, "start")
+                engine.map(refuse_unknown, [("", [])] * 8, "start")  # its module, which the workers load now
                 began = time.monotonic()
                 source = resolve(
                     "file", SourceConfig.model_validate({"files": str(file.resolve()), "text": text}), Path(), {}, Digests(work), engine

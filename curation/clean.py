@@ -6,6 +6,9 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 _C0 = bytes(code for code in (*range(32), 127) if code not in (9, 10, 13))
 _C1 = re.compile("[\x80-\x9f]")
 _VISIBLE = re.compile(
@@ -20,10 +23,28 @@ def _nfc(text: str) -> str:
 
 def _control_characters(text: str) -> str:
     """Without C0 (tab, line feed and carriage return stay), DEL and C1. On bytes: deleting from UTF-8 runs at memory speed, a regular expression does not."""
-    raw = text.encode()
-    kept = raw.translate(None, _C0)
-    text = text if len(kept) == len(raw) else kept.decode()
+    text = text.encode().translate(None, _C0).decode()
     return text if text.isascii() else _C1.sub("", text)
+
+
+def _with_control_characters(raw: Sequence[bytes]) -> list[int]:
+    """Which texts `_control_characters` changes, given as UTF-8. Looking at all bytes together is ten times as fast as deleting from each text."""
+    codes = np.frombuffer(b"".join(raw), np.uint8)
+    low = np.flatnonzero(codes < 32)
+    lead = np.flatnonzero(codes[:-1] == 0xC2)  # of two bytes, U+0080 to U+00BF
+    kept = (codes[low] == 9) | (codes[low] == 10) | (codes[low] == 13)
+    places = (low[~kept], np.flatnonzero(codes == 127), lead[codes[lead + 1] < 0xA0])
+    ends = np.cumsum(np.fromiter(map(len, raw), np.int64, len(raw)))
+    changed: list[int] = np.unique(np.searchsorted(ends, np.concatenate(places), side="right")).tolist()
+    return changed
+
+
+def _with_carriage_returns(raw: Sequence[bytes]) -> list[int]:
+    return [index for index, text in enumerate(raw) if b"\r" in text]
+
+
+def _not_ascii(raw: Sequence[bytes]) -> list[int]:
+    return [index for index, text in enumerate(raw) if not text.isascii()]
 
 
 def _line_endings(text: str) -> str:
@@ -31,6 +52,12 @@ def _line_endings(text: str) -> str:
 
 
 CLEAN: dict[str, Callable[[str], str]] = {"nfc": _nfc, "control_characters": _control_characters, "line_endings": _line_endings}
+
+_LOOKED_AT: dict[str, Callable[[Sequence[bytes]], list[int]]] = {
+    "nfc": _not_ascii,
+    "control_characters": _with_control_characters,
+    "line_endings": _with_carriage_returns,
+}
 
 
 def has_visible(text: str) -> bool:
@@ -47,3 +74,16 @@ def cleaned(text: str, steps: Sequence[str]) -> tuple[str, Sequence[str]]:
             changed.append(name)
             text = after
     return text, changed
+
+
+def clean_all(texts: list[str], steps: Sequence[str]) -> tuple[list[str], list[bytes], dict[str, npt.NDArray[np.bool_]]]:
+    """`cleaned` of every text: the texts, the same as UTF-8, and for each step which of them it changed."""
+    texts, raw = list(texts), [text.encode() for text in texts]
+    changed = {}
+    for name in steps:
+        mask = changed[name] = np.zeros(len(texts), np.bool_)
+        for index in _LOOKED_AT[name](raw):
+            after = CLEAN[name](texts[index])
+            if after != texts[index]:
+                texts[index], raw[index], mask[index] = after, after.encode(), True
+    return texts, raw, changed

@@ -21,7 +21,7 @@ from curation import rules
 from curation.clean import has_visible
 from curation.engine import Engine, Run
 from curation.formats import FORMATS, streams
-from curation.formats.records import Record
+from curation.formats.records import Record, in_chunks, records_of
 from curation.recipe import Recipe, Resolved, resolve_recipe
 from curation.selection import select
 from curation.sources import CUT, Source
@@ -115,8 +115,8 @@ def _sample(source: Source, resolved: Resolved) -> Sampled:
         read, share = _spread_records(source, path, size)
         records += read
         raw += round(size * share)
-    selected = list(select(iter(records), source.choice, tuple(resolved.recipe.clean)))
-    kept = [(one.record, one.text) for one in selected if one.text is not None and has_visible(one.text)]
+    selected = list(records_of(select(in_chunks(records, len(source.fields.columns)), source.choice, tuple(resolved.recipe.clean))))
+    kept = [(record, record.text) for record in selected if record.text is not None and has_visible(record.text)]
     usable, texts = [record for record, _ in kept], [text for _, text in kept]
     total = sum(one.bytes for one in source.inputs)
     scale = total / raw if raw else 0.0
@@ -142,17 +142,17 @@ def _spread_records(source: Source, path: str, size: int) -> tuple[list[Record],
     whole, form = source.root / path, FORMATS[source.formats[path]]
     spans = form.spans(whole, size, 1)  # row groups or batches one by one; bytes, if it is entered anywhere
     if source.formats[path] != "lines" and spans and spans[0][1] is not None:
-        middle, last = (list(form.read(whole, source.fields, *spans[index])) for index in ((len(spans) - 1) // 2, -1))
+        middle, last = (list(records_of(form.read(whole, source.fields, *spans[index]))) for index in ((len(spans) - 1) // 2, -1))
         records = middle + last if len(spans) > 1 else middle
         found = records[:: max(1, len(records) // SAMPLE_RECORDS)]
         return found, len(found) / max(len(middle) * (len(spans) - 1) + len(last), 1)
     if source.formats[path] != "lines" or streams.is_stream(whole):
-        found = _until_enough(form.read(whole, source.fields, 0, None), COMPRESSED_BYTES)
+        found = _until_enough(records_of(form.read(whole, source.fields, 0, None)), COMPRESSED_BYTES)
         decoded = sum(record.size for record in found) or 1
         return found, min(1.0, decoded / max(streams.decoded_size(whole, decoded), 1))
     window = min(size, SAMPLE_BYTES) // WINDOWS + 1
     starts = sorted({round(index * max(size - window, 0) / (WINDOWS - 1)) for index in range(WINDOWS)})
-    found = [record for start in starts for record in form.read(whole, source.fields, start, start + window)]
+    found = [record for start in starts for record in records_of(form.read(whole, source.fields, start, start + window))]
     return found, min(1.0, sum(record.size for record in found) / max(size, 1))
 
 

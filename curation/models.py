@@ -23,7 +23,7 @@ from curation.corpus import Corpus
 from curation.engine import Engine, Run
 from curation.finding import hash_files, locate
 from curation.formats import ACCEPTED, FORMATS, format_of, true_format
-from curation.formats.records import Fields
+from curation.formats.records import Fields, records_of
 from curation.holdout import draw, held_contents, texts_of
 from curation.remote import Place
 from curation.signals import SIGNALS, Reference, Sample
@@ -141,7 +141,7 @@ def _texts(kind: str, reference: Referenced, ground: Ground, engine: Engine) -> 
     fields = Fields(TEXT, None, {})
     found = []
     for path in reference.paths:
-        records = list(FORMATS[_format(reference.root, path)].read(reference.root / path, fields, 0, None))
+        records = list(records_of(FORMATS[_format(reference.root, path)].read(reference.root / path, fields, 0, None)))
         texts = [record.text for record in records if record.text is not None]
         if SIGNALS[kind].whole:
             lost = [record for record in records if record.text is None]

@@ -6,19 +6,18 @@ quarantined whatever `where` says, because its columns are not known.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from curation import rules
-from curation.clean import cleaned
-from curation.formats.records import Record
+from curation.clean import clean_all
+from curation.formats.records import Chunk
 from mixing import UserError
 
 TYPES = {"string": pa.large_string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
-RECORDS_AT_ONCE = 1024
 BUILT_IN = {"key": "string", "bytes": "int64"}
 
 
@@ -31,63 +30,36 @@ class Choice(NamedTuple):
     where: str | None
 
 
-class Read(NamedTuple):
-    """A record, its text as it will be written (none if it cannot be used), and the clean steps that changed it."""
-
-    record: Record
-    text: str | None
-    changed: Sequence[str]
-
-
-def select(records: Iterator[Record], choice: Choice | None, clean: tuple[str, ...]) -> Iterator[Read]:
-    """The records that a source takes, in their order."""
-    if choice is None:
-        for record in records:
-            yield Read(record, None, ()) if record.text is None else Read(record, *cleaned(record.text, clean))
-        return
-    expression = None if choice.text is None else rules.parse(choice.text, "text", schema_of(choice), rules.TEXT)
-    where = None if choice.where is None else rules.parse(choice.where, "where", schema_of(choice))
-    while chunk := list(islice(records, RECORDS_AT_ONCE)):
-        yield from _chosen(chunk, choice, expression, where, clean)
+def select(chunks: Iterator[Chunk], choice: Choice | None, clean: tuple[str, ...]) -> Iterator[Chunk]:
+    """The records that a source takes, in their order, with their texts as they will be written."""
+    text = where = None
+    if choice is not None:
+        text = None if choice.text is None else rules.parse(choice.text, "text", schema_of(choice), rules.TEXT)
+        where = None if choice.where is None else rules.parse(choice.where, "where", schema_of(choice))
+    for chunk in chunks:
+        if choice is not None and text is not None:
+            chunk = _with_text(chunk, choice, text)
+        texts, utf8, changed = clean_all(chunk.text, clean)
+        chunk = chunk._replace(text=texts, utf8=utf8, changed=changed)
+        if choice is not None and where is not None:
+            sizes = list(map(len, utf8))
+            chunk = chunk.without(np.asarray(where.decide(_frame(chunk, sizes, choice))[0], np.bool_))
+        yield chunk if choice is None else chunk._replace(columns=chunk.columns[: choice.carried])
 
 
-def _chosen(
-    records: list[Record], choice: Choice, text: rules.Rule | None, where: rules.Rule | None, clean: tuple[str, ...]
-) -> Iterator[Read]:
-    if text is not None:
-        records = _with_text(records, choice, text)
-    read = [Read(one, None, ()) if one.text is None else Read(one, *cleaned(one.text, clean)) for one in records]
-    usable = [one for one in read if one.text is not None]
-    taken = iter([True] * len(usable))
-    if where is not None:
-        sizes = [len(one.text.encode()) for one in usable if one.text is not None]
-        taken = iter(where.decide(_frame([one.record for one in usable], sizes, choice))[0].tolist())
-    for one in read:
-        if one.text is None or next(taken):
-            yield one._replace(record=one.record._replace(columns=one.record.columns[: choice.carried]))
+def _with_text(chunk: Chunk, choice: Choice, expression: rules.Rule) -> Chunk:
+    values = expression.values(_frame(chunk, [0] * len(chunk.usable), choice))
+    there = np.array([value is not None for value in values], np.bool_)
+    made = chunk.refuse(there, "no value for the text", [""] * int((~there).sum()))
+    return made._replace(text=[value for value in values if value is not None])
 
 
-def _with_text(records: list[Record], choice: Choice, expression: rules.Rule) -> list[Record]:
-    usable = [record for record in records if record.reason is None]
-    values = iter(expression.values(_frame(usable, [0] * len(usable), choice)))
-    made = []
-    for record in records:
-        if record.reason is None:
-            text = next(values)
-            record = record._replace(text=text, reason=None if text is not None else "no value for the text")
-        made.append(record)
-    return made
-
-
-def _frame(records: list[Record], sizes: list[int], choice: Choice) -> Any:
+def _frame(chunk: Chunk, sizes: list[int], choice: Choice) -> Any:
     import polars as pl
 
-    columns: dict[str, pa.Array] = {
-        "key": pa.array([record.key for record in records], pa.large_string()),
-        "bytes": pa.array(sizes, pa.int64()),
-    }
-    for index, (name, kind) in enumerate(choice.columns.items()):
-        columns[name] = pa.array([record.columns[index] for record in records], TYPES[kind])
+    columns: dict[str, pa.Array] = {"key": pa.array(chunk.key, pa.large_string()), "bytes": pa.array(sizes, pa.int64())}
+    for (name, kind), values in zip(choice.columns.items(), chunk.columns, strict=True):
+        columns[name] = pa.array(values, TYPES[kind])
     return pl.DataFrame(pl.from_arrow(pa.table(columns)))
 
 

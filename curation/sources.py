@@ -14,8 +14,10 @@ A shard is one Parquet file with a row per usable document: `run` (which file of
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,9 +32,9 @@ from curation.clean import has_visible
 from curation.engine import Engine
 from curation.finding import hash_files, locate, natural
 from curation.formats import ACCEPTED, FORMATS, OPEN_ENDED, format_of, true_format
-from curation.formats.records import EXCERPT, Fields, Record
+from curation.formats.records import EXCERPT, Chunk, Fields
 from curation.remote import Place
-from curation.selection import BUILT_IN, TYPES, Choice, Read, is_expression, names_in, schema_of, select
+from curation.selection import BUILT_IN, TYPES, Choice, is_expression, names_in, schema_of, select
 from curation.work import Digests, Input, Work, folder_atomic, key_of
 from mixing import UserError
 
@@ -42,6 +44,20 @@ SMALL = 8 << 20
 BUCKETS = 256
 TEXT_GROUP = 4 << 20  # bytes of text in a row group of a shard
 ARROW_TYPES = TYPES
+DOCUMENT = pa.schema(
+    {
+        "run": pa.uint32(),
+        "ordinal": pa.uint64(),
+        "position": pa.uint64(),
+        "content": pa.binary(16),
+        "key": pa.large_string(),
+        "bytes": pa.uint64(),
+        "text": pa.large_string(),
+    }
+)
+QUARANTINE = pa.schema(
+    {"run": pa.uint32(), "ordinal": pa.uint64(), "position": pa.uint64(), "reason": pa.large_string(), "excerpt": pa.large_string()}
+)
 
 
 class SourceConfig(BaseModel):
@@ -267,89 +283,102 @@ def read_unit(unit: Unit, work: Work) -> list[ShardFacts]:
     folder = work.room("shards") / unit.name
     if not (folder / "unit.json").exists():
         with folder_atomic(folder) as temporary:
-            shards = [_write(temporary, number, batch, unit) for number, batch in enumerate(_batches(unit))]
-            (temporary / "unit.json").write_text(json.dumps(shards))
+            (temporary / "unit.json").write_text(json.dumps(_write_shards(temporary, unit)))
     return [
         ShardFacts(facts[0], facts[1], [(run[0], run[1], run[2]) for run in facts[2]], facts[3])
         for facts in json.loads((folder / "unit.json").read_text())
     ]
 
 
-class _Batch(NamedTuple):
-    """The records of one shard to be: (run, ordinal, record), and the text as it will be written for the usable ones."""
-
-    usable: list[tuple[int, int, Record, bytes]]
-    refused: list[tuple[int, int, Record]]
-    runs: list[tuple[int, int, int]]
-    cleaned: dict[str, int]
-
-
-def _batches(unit: Unit) -> Iterator[_Batch]:
-    batch, size, records = _Batch([], [], [], {}), 0, 0
+def _write_shards(folder: Path, unit: Unit) -> list[ShardFacts]:
+    """The records of a unit as shards; one ends with the record that brings it to `cut` bytes, if another record follows."""
+    shards, size, records = [_ShardWriter(folder, 0, unit)], 0, 0
     for run, piece in enumerate(unit.pieces):
         first = ordinal = 0
-        for ordinal, read in enumerate(read_piece(unit, piece)):
+        for chunk in read_piece(unit, piece) if records != unit.limit else ():
+            rest = chunk if unit.limit is None else chunk.cut(0, unit.limit - records)
+            while count := len(rest.position):
+                if size >= unit.cut:
+                    shards[-1].close([(run, first, ordinal - first)])
+                    shards.append(_ShardWriter(folder, len(shards), unit))
+                    size, first = 0, ordinal
+                sizes = np.cumsum(rest.size)
+                end = min(count, int(np.searchsorted(sizes, unit.cut - size)) + 1)
+                shards[-1].add(run, ordinal, rest.cut(0, end))
+                size += int(sizes[end - 1])
+                ordinal += end
+                records += end
+                rest = rest.cut(end, count)
             if records == unit.limit:
                 break
-            if size >= unit.cut:
-                batch.runs.append((run, first, ordinal - first))
-                yield batch
-                batch, size, first = _Batch([], [], [], {}), 0, ordinal
-            size += read.record.size
-            _sort_in(batch, run, ordinal, read)
-            ordinal += 1
-            records += 1
-        batch.runs.append((run, first, ordinal - first))
-    yield batch
+        shards[-1].runs.append((run, first, ordinal - first))
+    shards[-1].close([])
+    return [shard.facts() for shard in shards]
 
 
-def read_piece(unit: Unit, piece: Piece) -> Iterator[Read]:
+def read_piece(unit: Unit, piece: Piece) -> Iterator[Chunk]:
     """The records of one piece that its source takes."""
     return select(FORMATS[piece.format].read(unit.root / piece.path, unit.fields, piece.begin, piece.end), unit.choice, unit.clean)
 
 
-def _sort_in(batch: _Batch, run: int, ordinal: int, read: Read) -> None:
-    record, text, changed = read
-    if text is not None:
-        for name in changed:
-            batch.cleaned[name] = batch.cleaned.get(name, 0) + 1
-        if has_visible(text):
-            batch.usable.append((run, ordinal, record, text.encode()))
-            return
-        record = record._replace(text=None, reason="empty text", excerpt=ascii(text[:EXCERPT]))
-    batch.refused.append((run, ordinal, record))
+class _ShardWriter:
+    """A shard as it is written, a row group of about TEXT_GROUP bytes of text at a time: what is held besides is the quarantine."""
 
+    def __init__(self, folder: Path, number: int, unit: Unit) -> None:
+        carried = list(unit.fields.columns.items())[: unit.choice.carried if unit.choice else None]
+        self._schema = pa.schema([*DOCUMENT, *((f"column.{name}", ARROW_TYPES[kind]) for name, kind in carried)])
+        self._path = folder / f"{number:05}.parquet"
+        self._writer = pq.ParquetWriter(self._path, self._schema, compression="zstd", compression_level=1, use_dictionary=False)
+        self._waiting: list[pa.RecordBatch] = []
+        self._waiting_bytes = self._rows = 0
+        self._refused: list[tuple[int, int, int, str, str]] = []
+        self._cleaned: dict[str, int] = {}
+        self.runs: list[tuple[int, int, int]] = []
 
-def _write(folder: Path, number: int, batch: _Batch, unit: Unit) -> ShardFacts:
-    usable, refused = batch.usable, batch.refused
-    contents = b"".join(xxhash.xxh3_128_digest(text) for *_, text in usable)
-    lengths = np.array([len(text) for *_, text in usable], np.int64)
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    text = pa.LargeStringArray.from_buffers(len(usable), pa.py_buffer(offsets), pa.py_buffer(b"".join(text for *_, text in usable)))
-    columns: dict[str, pa.Array] = {
-        "run": pa.array([run for run, *_ in usable], pa.uint32()),
-        "ordinal": pa.array([ordinal for _, ordinal, *_ in usable], pa.uint64()),
-        "position": pa.array([record.position for _, _, record, _ in usable], pa.uint64()),
-        "content": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(usable), [None, pa.py_buffer(contents)]),
-        "key": pa.array([record.key for _, _, record, _ in usable], pa.large_string()),
-        "bytes": pa.array(lengths, pa.uint64()),
-        "text": text,
-    }
-    carried = list(unit.fields.columns.items())[: unit.choice.carried if unit.choice else None]
-    for index, (name, kind) in enumerate(carried):
-        columns[f"column.{name}"] = pa.array([record.columns[index] for _, _, record, _ in usable], ARROW_TYPES[kind])
-    # A pass over the texts holds one row group, so a worker's memory follows TEXT_GROUP and not the shard.
-    group = max(1, len(usable) * TEXT_GROUP // max(int(offsets[-1]), TEXT_GROUP))
-    pq.write_table(pa.table(columns), folder / f"{number:05}.parquet", compression="zstd", compression_level=1, row_group_size=group)
-    quarantine = {
-        "run": pa.array([run for run, *_ in refused], pa.uint32()),
-        "ordinal": pa.array([ordinal for _, ordinal, _ in refused], pa.uint64()),
-        "position": pa.array([record.position for *_, record in refused], pa.uint64()),
-        "reason": pa.array([record.reason for *_, record in refused], pa.large_string()),
-        "excerpt": pa.array([record.excerpt for *_, record in refused], pa.large_string()),
-    }
-    pq.write_table(pa.table(quarantine), folder / f"{number:05}.quarantine.parquet")
-    reasons: dict[str, int] = {}
-    for *_, record in refused:
-        reasons[record.reason or ""] = reasons.get(record.reason or "", 0) + 1
-    return ShardFacts(len(usable), reasons, batch.runs, batch.cleaned)
+    def add(self, run: int, ordinal: int, chunk: Chunk) -> None:
+        """The records of `chunk`, the first of which is number `ordinal` of file `run`."""
+        seen = np.fromiter(map(has_visible, chunk.text), np.bool_, len(chunk.text))
+        for name, mask in chunk.changed.items():
+            if count := int(np.count_nonzero(mask)):
+                self._cleaned[name] = self._cleaned.get(name, 0) + count
+        if not seen.all():
+            chunk = chunk.refuse(seen, "empty text", [ascii(text[:EXCERPT]) for text in compress(chunk.text, ~seen)])
+        for index, reason, excerpt in chunk.refused:
+            self._refused.append((run, ordinal + index, int(chunk.position[index]), reason, excerpt))
+        raw = chunk.utf8
+        lengths = np.fromiter(map(len, raw), np.int64, len(raw))
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        contents = b"".join(map(xxhash.xxh3_128_digest, raw))
+        columns = [
+            pa.array(np.full(len(raw), run, np.uint32)),
+            pa.array((ordinal + chunk.usable).astype(np.uint64)),
+            pa.array(chunk.position[chunk.usable].astype(np.uint64)),
+            pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(raw), [None, pa.py_buffer(contents)]),
+            pa.array(chunk.key, pa.large_string()),
+            pa.array(lengths.astype(np.uint64)),
+            pa.LargeStringArray.from_buffers(len(raw), pa.py_buffer(offsets), pa.py_buffer(b"".join(raw))),
+        ]
+        columns += [pa.array(values, field.type) for values, field in zip(chunk.columns, list(self._schema)[len(DOCUMENT) :], strict=True)]
+        self._waiting.append(pa.record_batch(columns, schema=self._schema))
+        self._waiting_bytes += int(offsets[-1])
+        self._rows += len(raw)
+        if self._waiting_bytes >= TEXT_GROUP:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        waiting = pa.Table.from_batches(self._waiting, self._schema).combine_chunks()
+        group = waiting.num_rows * TEXT_GROUP // max(self._waiting_bytes, 1) if self._waiting_bytes >= 2 * TEXT_GROUP else waiting.num_rows
+        self._writer.write_table(waiting, row_group_size=max(1, group))
+        self._waiting, self._waiting_bytes = [], 0
+
+    def close(self, runs: list[tuple[int, int, int]]) -> None:
+        """Writes what waits, and the quarantine beside it; `runs` are the last ones."""
+        self.runs += runs
+        self._write_group()
+        self._writer.close()
+        columns = [list(values) for values in zip(*self._refused, strict=True)] or [[]] * len(QUARANTINE)
+        quarantine = pa.table([pa.array(values, field.type) for values, field in zip(columns, QUARANTINE, strict=True)], schema=QUARANTINE)
+        pq.write_table(quarantine, self._path.with_suffix(".quarantine.parquet"))
+
+    def facts(self) -> ShardFacts:
+        return ShardFacts(self._rows, dict(Counter(reason for *_, reason, _ in self._refused)), self.runs, self._cleaned)

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from curation.formats import delimited, documents, lines, streams, tables
-from curation.formats.records import Fields, Record
+from curation.formats.records import Chunk, Fields
 from curation.remote import Place
 
 Columns = list[tuple[str, str | None]] | None
@@ -20,10 +20,10 @@ WHOLE: Spans = [(0, None)]
 
 class Format(NamedTuple):
     """`columns(path, names)`: (name, type) of what a file has, in its order, the type None where no value tells it; None instead where it cannot be known before reading. `read(path,
-    fields, begin, end)`: the records of one span. `spans(path, size, cut)`: how a file is cut into spans of about `cut` bytes."""
+    fields, begin, end)`: the records of one span, in chunks. `spans(path, size, cut)`: how a file is cut into spans of about `cut` bytes."""
 
     columns: Callable[[Place, list[str]], Columns]
-    read: Callable[[Place, Fields, int, int | None], Iterator[Record]]
+    read: Callable[[Place, Fields, int, int | None], Iterator[Chunk]]
     spans: Callable[[Place, int, int], Spans]
 
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from curation.formats.records import SNIFFED, Fields, Record, Value, refused
+from curation.formats.records import SNIFFED, Chunk, Fields, Record, Value, in_chunks, refused
 from curation.formats.streams import decoded_head, lines_of
 from curation.remote import Place
 
@@ -30,9 +30,13 @@ class _Row(NamedTuple):
     size: int
 
 
-def read_delimited(path: Place, fields: Fields, begin: int = 0, end: int | None = None) -> Iterator[Record]:
+def read_delimited(path: Place, fields: Fields, begin: int = 0, end: int | None = None) -> Iterator[Chunk]:
     """All rows of a file; quoted line ends make it a stream that cannot be entered in the middle."""
     assert (begin, end) == (0, None)
+    return in_chunks(_records(path, fields), len(fields.columns))
+
+
+def _records(path: Place, fields: Fields) -> Iterator[Record]:
     rows = _rows(path)
     header = next(rows, None)
     if header is None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from curation.formats.records import EXCERPT, Fields, Record, refused
+from curation.formats.records import EXCERPT, Chunk, Fields, Record, chunk_of, refused
 from curation.formats.streams import decoded_bytes
 from curation.remote import Place
 
 
-def read_document(path: Place, fields: Fields, begin: int = 0, end: int | None = None) -> Iterator[Record]:
+def read_document(path: Place, fields: Fields, begin: int = 0, end: int | None = None) -> Iterator[Chunk]:
     """The file as one record."""
     assert (begin, end) == (0, None)
     raw, reason = decoded_bytes(path)
@@ -21,6 +21,7 @@ def read_document(path: Place, fields: Fields, begin: int = 0, end: int | None =
         except UnicodeDecodeError:
             reason = "invalid UTF-8"
     if reason is not None:
-        yield refused(0, len(raw), reason, raw[:EXCERPT])
-        return
-    yield Record(0, len(raw), text, None, (None,) * len(fields.columns), None, "")
+        record = refused(0, len(raw), reason, raw[:EXCERPT])
+    else:
+        record = Record(0, len(raw), text, None, (None,) * len(fields.columns), None, "")
+    yield chunk_of([record], len(fields.columns))

@@ -12,27 +12,72 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import orjson
 
-from curation.formats.records import SNIFFED, Fields, Record, as_key, as_type, narrowest, refused
-from curation.formats.streams import lines_of
+from curation.formats.records import SNIFFED, Chunk, Fields, Record, Value, as_key, as_type, chunk_of, in_chunks, narrowest, refused
+from curation.formats.streams import BYTE_ORDER_MARK, line_blocks, lines_of
 from curation.remote import Place
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def read_json_lines(path: Place, fields: Fields, begin: int = 0, end: int | None = None) -> Iterator[Record]:
-    """Records of the lines whose first byte lies in `[begin, end)` of the decoded stream; a range is only asked of plain files."""
-    for position, line in lines_of(path, begin, end):
-        if isinstance(line, str):
-            yield refused(position, 0, line, "")
-        elif line.strip(b" \t\r"):
+def read_json_lines(path: Place, fields: Fields, begin: int = 0, end: int | None = None) -> Iterator[Chunk]:
+    """The lines whose first byte lies in `[begin, end)` of the decoded stream; a range is only asked of plain files. A block in which every line is a JSON object with a text is
+    read at once, any other line by line."""
+    for position, block in line_blocks(path, begin, end):
+        if isinstance(block, str):
+            yield chunk_of([refused(position, 0, block, "")], len(fields.columns))
+            continue
+        lines = block.removesuffix(b"\n").split(b"\n")
+        chunk = _read_at_once(position, lines, fields)
+        if chunk is None:
+            yield from in_chunks(_read_one_by_one(position, lines, fields), len(fields.columns))
+        else:
+            yield chunk
+
+
+def _read_at_once(position: int, lines: list[bytes], fields: Fields) -> Chunk | None:
+    lengths = np.fromiter(map(len, lines), np.int64, len(lines)) + 1
+    positions = position + np.cumsum(lengths) - lengths
+    if position == 0 and lines[0].startswith(BYTE_ORDER_MARK):
+        lines = [lines[0].removeprefix(BYTE_ORDER_MARK), *lines[1:]]
+        lengths[0] -= len(BYTE_ORDER_MARK)
+    try:
+        values = list(map(orjson.loads, lines))
+        texts = [""] * len(lines) if fields.text is None else [value[fields.text] for value in values]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return None
+    if set(map(type, values)) != {dict} or set(map(type, texts)) != {str}:
+        return None
+    keys: list[str | None] = [None] * len(lines)
+    if fields.key is not None:
+        found = [value.get(fields.key) for value in values]
+        as_they_are = set(map(type, found)) <= {str, type(None)}
+        keys = found if as_they_are else [as_key(_exact(key, line, fields.key)) for key, line in zip(found, lines, strict=True)]
+    columns = [_typed([value.get(name) for value in values], kind) for name, kind in fields.columns.items()]
+    return Chunk(positions, lengths, np.arange(len(lines)), texts, keys, columns, [])
+
+
+def _typed(values: list[Any], kind: str) -> list[Value]:
+    if kind == "string" and set(map(type, values)) <= {str, type(None)}:
+        return values
+    return [as_type(value, kind) for value in values]
+
+
+def _read_one_by_one(position: int, lines: list[bytes], fields: Fields) -> Iterator[Record]:
+    for line in lines:
+        size = len(line) + 1
+        if position == 0:
+            line = line.removeprefix(BYTE_ORDER_MARK)
+        if line.strip(b" \t\r"):
             try:
                 values = orjson.loads(line)
             except orjson.JSONDecodeError:
                 yield from _salvaged(position, line, fields)
             else:
                 yield _from_values(position, len(line) + 1, values, line, fields)
+        position += size
 
 
 def _from_values(position: int, size: int, values: object, line: bytes, fields: Fields) -> Record:

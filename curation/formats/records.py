@@ -1,16 +1,27 @@
-"""What every format's reader yields: records, and values in the few types that the pool has."""
+"""What every format's reader yields: records in columns, a chunk at a time, with values in the few types that the pool has.
+
+A reader that looks at one record after the other yields `Record` and is turned into chunks by `in_chunks`; one that can do better makes its chunks itself.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 
 EXCERPT = 200
 SNIFFED = 4 << 20  # decoded bytes that are looked at for the types of columns
 
+RECORDS_AT_ONCE = 1024
+BYTES_AT_ONCE = 1 << 20
+
 Value = str | int | float | bool | None
+Integers = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 
 class Fields(NamedTuple):
@@ -31,6 +42,111 @@ class Record(NamedTuple):
     columns: tuple[Value, ...]
     reason: str | None
     excerpt: str
+
+
+class Chunk(NamedTuple):
+    """Consecutive records of one file in columns. `position` and `size` have an entry for every record. `text`, `key` and each of the `columns` have one for every usable record,
+    whose index `usable` holds, ascending; `refused` has (index, reason, excerpt) of every other record. Once the texts are cleaned, `utf8` has them as bytes too, and `changed`, for each
+    step, which of them it changed."""
+
+    position: Integers
+    size: Integers
+    usable: Integers
+    text: list[str]
+    key: list[str | None]
+    columns: list[list[Value]]
+    refused: list[tuple[int, str, str]]
+    utf8: Sequence[bytes] = ()
+    changed: Mapping[str, Mask] = {}
+
+    def cut(self, first: int, end: int) -> Chunk:
+        """The records `[first, end)`."""
+        if first == 0 and end >= len(self.position):
+            return self
+        low, high = np.searchsorted(self.usable, [first, end]).tolist()
+        return Chunk(
+            self.position[first:end],
+            self.size[first:end],
+            self.usable[low:high] - first,
+            self.text[low:high],
+            self.key[low:high],
+            [values[low:high] for values in self.columns],
+            [(index - first, reason, excerpt) for index, reason, excerpt in self.refused if first <= index < end],
+            self.utf8[low:high],
+            {name: mask[low:high] for name, mask in self.changed.items()},
+        )
+
+    def refuse(self, usable: Mask, reason: str, excerpts: Sequence[str]) -> Chunk:
+        """With those usable records refused for one reason that are not `usable`; an excerpt for each of them."""
+        indices = self.usable[~usable].tolist()
+        refused = self.refused + [(index, reason, excerpt) for index, excerpt in zip(indices, excerpts, strict=True)]
+        return self._only(usable)._replace(refused=sorted(refused))
+
+    def without(self, taken: Mask) -> Chunk:
+        """Without those usable records that are not `taken`, as if they had never been there."""
+        there = np.ones(len(self.position), np.bool_)
+        there[self.usable[~taken]] = False
+        index = np.cumsum(there) - 1
+        return self._only(taken)._replace(
+            position=self.position[there],
+            size=self.size[there],
+            usable=index[self.usable[taken]],
+            refused=[(int(index[at]), reason, excerpt) for at, reason, excerpt in self.refused],
+        )
+
+    def _only(self, kept: Mask) -> Chunk:
+        def of(values: Sequence[Any]) -> list[Any]:
+            return [value for value, keep in zip(values, kept.tolist(), strict=True) if keep]
+
+        return self._replace(
+            usable=self.usable[kept],
+            text=of(self.text),
+            key=of(self.key),
+            columns=[of(values) for values in self.columns],
+            utf8=of(self.utf8) if self.utf8 else (),
+            changed={name: mask[kept] for name, mask in self.changed.items()},
+        )
+
+    def records(self) -> Iterator[Record]:
+        """One by one, in their order."""
+        positions, sizes = self.position.tolist(), self.size.tolist()
+        found = {index: Record(positions[index], sizes[index], None, None, (), reason, excerpt) for index, reason, excerpt in self.refused}
+        for place, index in enumerate(self.usable.tolist()):
+            columns = tuple(values[place] for values in self.columns)
+            found[index] = Record(positions[index], sizes[index], self.text[place], self.key[place], columns, None, "")
+        return (found[index] for index in range(len(positions)))
+
+
+def in_chunks(records: Iterable[Record], columns: int) -> Iterator[Chunk]:
+    """The records in chunks of at most RECORDS_AT_ONCE, or of one that takes more than BYTES_AT_ONCE; `columns` is how many each carries."""
+    some: list[Record] = []
+    size = 0
+    for record in records:
+        some.append(record)
+        size += record.size
+        if len(some) == RECORDS_AT_ONCE or size >= BYTES_AT_ONCE:
+            yield chunk_of(some, columns)
+            some, size = [], 0
+    if some:
+        yield chunk_of(some, columns)
+
+
+def chunk_of(records: Sequence[Record], columns: int) -> Chunk:
+    usable = [index for index, record in enumerate(records) if record.reason is None]
+    good = [records[index] for index in usable]
+    return Chunk(
+        np.array([record.position for record in records], np.int64),
+        np.array([record.size for record in records], np.int64),
+        np.array(usable, np.int64),
+        [record.text or "" for record in good],
+        [record.key for record in good],
+        [[record.columns[place] for record in good] for place in range(columns)],
+        [(index, record.reason, record.excerpt) for index, record in enumerate(records) if record.reason is not None],
+    )
+
+
+def records_of(chunks: Iterable[Chunk]) -> Iterator[Record]:
+    return (record for chunk in chunks for record in chunk.records())
 
 
 def refused(position: int, size: int, reason: str, raw: bytes | str) -> Record:

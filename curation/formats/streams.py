@@ -18,37 +18,50 @@ import zstandard
 from curation.formats.records import one_line
 from curation.remote import Place
 
-BLOCK = 4 << 20
+BLOCK = 1 << 20  # what is parsed at a time: as much as the caches of a core hold
 DECODED_AT_ONCE = 4 << 10  # compressed bytes: what stands in front of damage is lost only within such a piece
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def lines_of(path: Place, begin: int, end: int | None) -> Iterator[tuple[int, bytes | str]]:
-    """(offset, line without its end and a byte order mark); a str instead of bytes is the reason why the stream broke off there."""
-    for position, line in _stored_lines(path, begin, end):
-        yield position, line.removeprefix(BYTE_ORDER_MARK) if position == 0 and isinstance(line, bytes) else line
+    """(offset, line without its end and a byte order mark) of the lines whose first byte lies in `[begin, end)`; a str instead of bytes is the reason why the stream broke off there."""
+    for position, block in line_blocks(path, begin, end):
+        if isinstance(block, str):
+            yield position, block
+            continue
+        lines = block.split(b"\n")
+        if block.endswith(b"\n"):
+            lines.pop()
+        for line in lines:
+            yield position, line.removeprefix(BYTE_ORDER_MARK) if position == 0 else line
+            position += len(line) + 1
 
 
-def _stored_lines(path: Place, begin: int, end: int | None) -> Iterator[tuple[int, bytes | str]]:
+def line_blocks(path: Place, begin: int, end: int | None) -> Iterator[tuple[int, bytes | str]]:
+    """As `lines_of`, many whole lines at a time, with their ends; a line longer than a block stands alone or ends one."""
     with path.open("rb") as handle:
         position = _seek_line(handle, begin) if begin else 0
         parts: list[bytes] = []  # of the line that has begun
         for block in _decoded(handle) if begin else _in_utf8(_decoded(handle)):
+            if end is not None and position >= end:
+                return
             if isinstance(block, str):
                 last = b"".join(parts)
                 if last:
                     yield position, last
                 yield position + len(last), block
                 return
-            first, *others = block.split(b"\n")
-            parts.append(first)
-            for other in others:
-                if end is not None and position >= end:
-                    return
-                line = b"".join(parts)
-                yield position, line
-                position += len(line) + 1
-                parts = [other]
+            cut = block.rfind(b"\n") + 1
+            if not cut:
+                parts.append(block)
+                continue
+            lines = b"".join([*parts, block[:cut]])
+            if end is not None and position + len(lines) >= end:
+                yield position, lines[: lines.index(b"\n", end - position - 1) + 1]  # the line that holds the last byte of the range
+                return
+            yield position, lines
+            position += len(lines)
+            parts = [block[cut:]]
         last = b"".join(parts)
         if last and (end is None or position < end):
             yield position, last
@@ -62,7 +75,7 @@ def _decoded(handle: BinaryIO) -> Iterator[bytes | str]:
             yield block
         return
     decoder, ended = _decoder(kind), False
-    while chunk := handle.read(BLOCK // 16):
+    while chunk := handle.read(BLOCK // 4):
         decoded = []
         for begin in range(0, len(chunk), DECODED_AT_ONCE):
             piece = chunk[begin : begin + DECODED_AT_ONCE]

@@ -10,13 +10,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.formats.records import EXCERPT, Fields, Record, as_key, as_text, as_type, one_line, refused
+from curation.formats.records import (
+    BYTES_AT_ONCE,
+    EXCERPT,
+    RECORDS_AT_ONCE,
+    Chunk,
+    Fields,
+    Record,
+    Value,
+    as_key,
+    as_text,
+    as_type,
+    chunk_of,
+    one_line,
+    refused,
+)
 from curation.remote import Place, native
 
-ROWS_AT_ONCE = 1024
 ARROW_MAGIC = b"ARROW1"
 UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError)  # the last from damaged names of columns
 
@@ -25,25 +39,27 @@ def open_parquet(path: Place) -> pq.ParquetFile:
     return pq.ParquetFile(native(path), page_checksum_verification=True)
 
 
-def read_parquet(path: Place, fields: Fields, first_group: int = 0, last_group: int | None = None) -> Iterator[Record]:
+def read_parquet(path: Place, fields: Fields, first_group: int = 0, last_group: int | None = None) -> Iterator[Chunk]:
     """The rows of row groups `[first_group, last_group)`; to the end without a last one."""
     try:
         file = open_parquet(path)
     except UNREADABLE as error:
-        yield Record(0, 0, None, None, (), "not a Parquet file", str(error)[:EXCERPT])
+        yield chunk_of([Record(0, 0, None, None, (), "not a Parquet file", str(error)[:EXCERPT])], len(fields.columns))
         return
     with file:
         names = [name for name in _names(fields) if name in file.schema_arrow.names]
         position = sum(file.metadata.row_group(group).num_rows for group in range(first_group))
         for group in range(first_group, file.num_row_groups if last_group is None else last_group):
-            end = position + file.metadata.row_group(group).num_rows
+            facts = file.metadata.row_group(group)
+            end = position + facts.num_rows
+            rows = min(RECORDS_AT_ONCE, max(1, facts.num_rows * BYTES_AT_ONCE // max(1, facts.total_byte_size)))
             try:
-                for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=names, use_threads=False):
-                    yield from _from_table(position, pa.Table.from_batches([batch]), fields)
+                for batch in file.iter_batches(rows, row_groups=[group], columns=names, use_threads=False):
+                    yield _from_table(position, pa.Table.from_batches([batch]), fields)
                     position += batch.num_rows
             except UNREADABLE as error:
-                for row in range(position, end):
-                    yield refused(row, 0, f"damaged row group: {one_line(error)}", "")
+                lost = f"damaged row group: {one_line(error)}"
+                yield chunk_of([refused(row, 0, lost, "") for row in range(position, end)], len(fields.columns))
             position = end
 
 
@@ -64,7 +80,7 @@ def _names(fields: Fields) -> list[str]:
 # --- Arrow IPC
 
 
-def read_arrow(path: Place, fields: Fields, first_batch: int = 0, last_batch: int | None = None) -> Iterator[Record]:
+def read_arrow(path: Place, fields: Fields, first_batch: int = 0, last_batch: int | None = None) -> Iterator[Chunk]:
     """The rows of record batches `[first_batch, last_batch)`; a stream is only read whole."""
     with native(path) as source:
         try:
@@ -75,15 +91,15 @@ def read_arrow(path: Place, fields: Fields, first_batch: int = 0, last_batch: in
         position = sum(_rows(file, batch) for batch in range(first_batch))
         for number in range(first_batch, file.num_record_batches if last_batch is None else last_batch):
             try:
-                records = list(_from_batch(position, file.get_batch(number), fields))
+                chunk = _from_batch(position, file.get_batch(number), fields)
             except UNREADABLE as error:
-                rows = _rows(file, number)
-                records = [refused(position + row, 0, f"damaged record batch: {one_line(error)}", "") for row in range(rows)]
-            yield from records
-            position += len(records)
+                lost = f"damaged record batch: {one_line(error)}"
+                chunk = chunk_of([refused(position + row, 0, lost, "") for row in range(_rows(file, number))], len(fields.columns))
+            yield chunk
+            position += len(chunk.position)
 
 
-def _read_stream(source: Any, fields: Fields) -> Iterator[Record]:
+def _read_stream(source: Any, fields: Fields) -> Iterator[Chunk]:
     """The batches of a stream up to its end or its damage."""
     cut = _to_stream(source)
     position, opened = 0, False
@@ -91,14 +107,15 @@ def _read_stream(source: Any, fields: Fields) -> Iterator[Record]:
         with pa.ipc.open_stream(source) as reader:
             opened = True
             for batch in reader:
-                records = list(_from_batch(position, batch, fields))
-                yield from records
-                position += len(records)
+                chunk = _from_batch(position, batch, fields)
+                yield chunk
+                position += len(chunk.position)
     except UNREADABLE as error:
-        yield refused(position, 0, f"damaged record batch: {one_line(error)}" if opened else "not an Arrow file", one_line(error))
+        reason = f"damaged record batch: {one_line(error)}" if opened else "not an Arrow file"
+        yield chunk_of([refused(position, 0, reason, one_line(error))], len(fields.columns))
     else:
         if cut:
-            yield refused(position, 0, "damaged record batch: the file ends too early", "")
+            yield chunk_of([refused(position, 0, "damaged record batch: the file ends too early", "")], len(fields.columns))
 
 
 def _to_stream(source: Any) -> bool:
@@ -117,7 +134,7 @@ def _rows(file: Any, number: int) -> int:
         return 1
 
 
-def _from_batch(position: int, batch: pa.RecordBatch, fields: Fields) -> Iterator[Record]:
+def _from_batch(position: int, batch: pa.RecordBatch, fields: Fields) -> Chunk:
     """Arrow trusts its buffers: offsets out of bounds would be read. So they are checked, and text as bytes, because one bad letter is one record's damage."""
     columns = {name: _as_bytes(batch.column(name)) for name in _names(fields) if name in batch.schema.names}
     for column in columns.values():
@@ -143,27 +160,50 @@ def arrow_batches(path: Place, size: int) -> list[int]:
 # --- rows
 
 
-def _from_table(position: int, table: pa.Table, fields: Fields) -> Iterator[Record]:
+def _from_table(position: int, table: pa.Table, fields: Fields) -> Chunk:
+    """All rows at once if every text can be used, and one by one otherwise."""
+
     def values(name: str | None) -> list[Any]:
         return [None] * table.num_rows if name not in table.column_names else decoded_column(table[name]).to_pylist()
 
-    keys, carried = values(fields.key), [values(name) for name in fields.columns]
-    kinds = list(fields.columns.values())
-    texts = [b""] * table.num_rows if fields.text is None else values(fields.text)
-    for row, (raw, key) in enumerate(zip(texts, keys, strict=True)):
-        here = position + row
-        if raw is None:
-            yield refused(here, 0, f"no '{fields.text}'", "")
-        elif not isinstance(raw, bytes):
-            yield refused(here, 8, f"'{fields.text}' is not a string", as_text(raw))
-        else:
-            try:
-                text = raw.decode()
-            except UnicodeDecodeError:
-                yield refused(here, len(raw), "invalid UTF-8", raw)
-                continue
-            columns = tuple(as_type(values[row], kind) for values, kind in zip(carried, kinds, strict=True))
-            yield Record(here, len(raw), text, as_key(key), columns, None, "")
+    keys: list[str | None] = [as_key(key) for key in values(fields.key)]
+    carried = [[as_type(value, kind) for value in values(name)] for name, kind in fields.columns.items()]
+    texts = _texts(table, fields)
+    if texts is not None:
+        sizes = np.fromiter((len(text.encode()) for text in texts), np.int64, len(texts))
+        rows = np.arange(table.num_rows)
+        return Chunk(position + rows, sizes, rows, texts, keys, carried, [])
+    columns = list(zip(*carried, strict=True)) if carried else [()] * table.num_rows
+    return chunk_of(
+        [_record(position + row, raw, keys[row], columns[row], fields) for row, raw in enumerate(values(fields.text))], len(carried)
+    )
+
+
+def _texts(table: pa.Table, fields: Fields) -> list[str] | None:
+    """The texts, if all of them are text."""
+    if fields.text is None:
+        return [""] * table.num_rows
+    if fields.text not in table.column_names:
+        return None
+    column = decoded_column(table[fields.text])
+    if column.null_count or column.type != pa.large_binary():
+        return None
+    try:
+        texts: list[str] = column.cast(pa.large_string()).to_pylist()
+    except pa.ArrowInvalid:  # not UTF-8
+        return None
+    return texts
+
+
+def _record(position: int, raw: Any, key: str | None, columns: tuple[Value, ...], fields: Fields) -> Record:
+    if raw is None:
+        return refused(position, 0, f"no '{fields.text}'", "")
+    if not isinstance(raw, bytes):
+        return refused(position, 8, f"'{fields.text}' is not a string", as_text(raw))
+    try:
+        return Record(position, len(raw), raw.decode(), key, columns, None, "")
+    except UnicodeDecodeError:
+        return refused(position, len(raw), "invalid UTF-8", raw)
 
 
 def decoded_column(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 from curation.clean import CLEAN, has_visible
 from curation.formats import streams
 from curation.formats.lines import read_json_lines, sniff_columns
-from curation.formats.records import EXCERPT, Fields, Record
+from curation.formats.records import EXCERPT, Chunk, Fields, Record, in_chunks, records_of
 from curation.formats.tables import read_parquet, spelled_types
 
 TEXT = Fields("text", None, {})
@@ -32,7 +33,7 @@ BOM = b"\xef\xbb\xbf"
 
 def read(path: Path, content: bytes, fields: Fields = TEXT, begin: int = 0, end: int | None = None) -> list[Record]:
     path.write_bytes(content)
-    return list(read_json_lines(path, fields, begin, end))
+    return list(records_of(read_json_lines(path, fields, begin, end)))
 
 
 def only(path: Path, line: bytes, fields: Fields = TEXT) -> Record:
@@ -61,6 +62,69 @@ LINES = [
     b'{"text": "broken',
     b'{"text": "last"}',
 ]
+
+
+ODD_LINES = [
+    *LINES,
+    b"[1]",
+    b'{"text": 1}',
+    b'{"text": null}',
+    b"{}",
+    b'{"text": "a", "id": 1.50}',
+    b'{"text": "a", "id": 12345678901234567890123}',
+    b'{"text": "\\ud800"}',
+    b"\xff",
+    b"{}{}",
+    b"\0",
+]
+
+
+@given(st.lists(st.sampled_from(ODD_LINES), max_size=8), st.booleans(), st.integers(1, 60))
+@settings(deadline=None)
+def test_records_of_a_block_read_at_once_are_those_of_its_lines_read_one_by_one(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], mark: bool, block: int
+) -> None:
+    fields = Fields("text", "id", {"id": "float64", "n": "string"})
+    path = tmp_path_factory.mktemp("lines") / "a"
+    content = BOM * mark + b"\n".join(lines)
+    path.write_bytes(content)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams, "BLOCK", 1 << 20)
+        at_once = list(records_of(read_json_lines(path, fields)))
+        patch.setattr(streams, "BLOCK", block)
+        in_small_blocks = list(records_of(read_json_lines(path, fields)))
+    one_by_one = [
+        record
+        for position, line in streams.lines_of(path, 0, None)
+        for record in records_of(_alone(tmp_path_factory, position, line, fields))
+    ]
+
+    assert at_once == in_small_blocks == one_by_one
+
+
+def _alone(folder: pytest.TempPathFactory, position: int, line: bytes | str, fields: Fields) -> list[Chunk]:
+    """What a line holds as a file of its own, moved to where it stood."""
+    assert isinstance(line, bytes)
+    path = folder.mktemp("alone") / "a"
+    path.write_bytes(line)
+    return [chunk._replace(position=chunk.position + position) for chunk in read_json_lines(path, fields)]
+
+
+def test_a_chunk_cut_refused_and_thinned_keeps_every_other_record_as_it_was() -> None:
+    records = [
+        Record(10 * n, n, f"text {n}", f"k{n}", (n,), None, "") if n % 3 else Record(10 * n, n, None, None, (), "bad", str(n))
+        for n in range(9)
+    ]
+    (chunk,) = in_chunks(records, 1)
+
+    assert list(chunk.records()) == records
+    assert list(chunk.cut(2, 7).records()) == records[2:7]
+    assert [*chunk.cut(0, 4).records(), *chunk.cut(4, 9).records()] == records
+    thinned = chunk.without(np.array([text != "text 4" for text in chunk.text]))
+    assert list(thinned.records()) == records[:4] + records[5:]
+    refused = chunk.refuse(np.array([text != "text 4" for text in chunk.text]), "no", ["x"])
+    assert list(refused.records()) == [*records[:4], Record(40, 4, None, None, (), "no", "x"), *records[5:]]
 
 
 # --- positions
@@ -135,7 +199,7 @@ def test_byte_ranges_of_any_cut_together_give_exactly_the_whole(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streams, "BLOCK", block)
-        parts = [record for a, b in pairwise(ends) for record in read_json_lines(path, TEXT, a, b)]
+        parts = [record for a, b in pairwise(ends) for record in records_of(read_json_lines(path, TEXT, a, b))]
 
     assert parts == whole
     spaces = b" " * len(BOM) + content.removeprefix(BOM) if mark else content
@@ -331,14 +395,14 @@ def test_parquet_positions_are_row_indices_over_all_row_groups(tmp_path: Path) -
     path = parquet(tmp_path / "a", pa.table({"text": texts, "id": list(range(250))}), group=33)
     fields = Fields("text", "id", {})
 
-    found = list(read_parquet(path, fields))
+    found = list(records_of(read_parquet(path, fields)))
 
     assert [record.position for record in found] == list(range(250))
     assert [record.text for record in found] == texts
     assert {record.reason for record in found if record.text is None} == {"no 'text'"}
     assert all(record.key == str(record.position) for record in found if record.text is not None)
     groups = pq.ParquetFile(path).num_row_groups
-    assert [record for group in range(groups) for record in read_parquet(path, fields, group, group + 1)] == found
+    assert [record for group in range(groups) for record in records_of(read_parquet(path, fields, group, group + 1))] == found
 
 
 @pytest.mark.parametrize(
@@ -359,8 +423,13 @@ def test_parquet_text_of_any_encoding_reads_the_same(tmp_path: Path, kind: pa.Da
     array = pa.array(values, kind.value_type).dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else pa.array(values, kind)
     path = parquet(tmp_path / "a", pa.table({"text": array, "id": array}), group=2)
 
-    assert [record.text for record in read_parquet(path, TEXT)] == texts
-    assert [record.key for record in read_parquet(path, Fields("text", "id", {})) if record.text is not None] == ["é", "b", "b", ""]
+    assert [record.text for record in records_of(read_parquet(path, TEXT))] == texts
+    assert [record.key for record in records_of(read_parquet(path, Fields("text", "id", {}))) if record.text is not None] == [
+        "é",
+        "b",
+        "b",
+        "",
+    ]
 
 
 def test_parquet_bytes_that_are_no_utf8_are_quarantined_or_shown_never_fatal(tmp_path: Path) -> None:
@@ -368,11 +437,11 @@ def test_parquet_bytes_that_are_no_utf8_are_quarantined_or_shown_never_fatal(tmp
     declared = pa.Array.from_buffers(pa.string(), 3, bad.buffers())  # says it is UTF-8, and is not
     for name, column in (("binary", bad), ("string", declared)):
         path = parquet(tmp_path / name, pa.table({"text": column, "id": ["1", "2", "3"]}))
-        found = list(read_parquet(path, Fields("text", "id", {})))
+        found = list(records_of(read_parquet(path, Fields("text", "id", {}))))
         assert [(record.reason, record.key) for record in found] == [(None, "1"), ("invalid UTF-8", None), (None, "3")]
 
         path = parquet(tmp_path / f"{name} key", pa.table({"text": ["a", "b", "c"], "id": column}))
-        found = list(read_parquet(path, Fields("text", "id", {"id": "string"})))
+        found = list(records_of(read_parquet(path, Fields("text", "id", {"id": "string"}))))
         assert [record.text for record in found] == ["a", "b", "c"]
         assert [found[0].key, found[2].key, found[0].columns, found[2].columns] == ["good", "good", ("good",), ("good",)]
         assert found[1].key is not None
@@ -395,7 +464,7 @@ def test_parquet_bytes_that_are_no_utf8_are_quarantined_or_shown_never_fatal(tmp
 def test_parquet_keys_and_columns_of_any_type_become_text(tmp_path: Path, values: list[object], shown: list[str | None]) -> None:
     path = parquet(tmp_path / "a", pa.table({"text": ["t"] * len(values), "id": values}))
 
-    found = list(read_parquet(path, Fields("text", "id", {"id": "string"})))
+    found = list(records_of(read_parquet(path, Fields("text", "id", {"id": "string"}))))
 
     assert [record.key for record in found] == shown
     assert [record.columns[0] for record in found] == shown
@@ -404,13 +473,16 @@ def test_parquet_keys_and_columns_of_any_type_become_text(tmp_path: Path, values
 def test_parquet_text_that_is_no_string_is_quarantined_with_what_was_found(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a", pa.table({"text": [1, None]}))
 
-    assert [(record.reason, record.excerpt) for record in read_parquet(path, TEXT)] == [("'text' is not a string", "1"), ("no 'text'", "")]
+    assert [(record.reason, record.excerpt) for record in records_of(read_parquet(path, TEXT))] == [
+        ("'text' is not a string", "1"),
+        ("no 'text'", ""),
+    ]
 
 
 def test_parquet_float_columns_hold_null_for_nan(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a", pa.table({"text": ["a", "b"], "x": [float("nan"), 1.5]}))
 
-    assert [record.columns for record in read_parquet(path, Fields("text", None, {"x": "float64"}))] == [(None,), (1.5,)]
+    assert [record.columns for record in records_of(read_parquet(path, Fields("text", None, {"x": "float64"})))] == [(None,), (1.5,)]
 
 
 def test_a_damaged_row_group_is_quarantined_row_by_row_and_the_others_are_read(tmp_path: Path) -> None:
@@ -422,7 +494,7 @@ def test_a_damaged_row_group_is_quarantined_row_by_row_and_the_others_are_read(t
         content[place] ^= 0xFF
     path.write_bytes(bytes(content))
 
-    found = list(read_parquet(path, TEXT))
+    found = list(records_of(read_parquet(path, TEXT)))
 
     assert [record.position for record in found] == list(range(90))
     assert [record.text for record in found[:30]] == [f"text {number} {'x' * 50}" for number in range(30)]
