@@ -31,6 +31,7 @@ from mixing.write import ManifestWriter
 
 NO_COMPONENT = 65535
 POOL_WINDOW = 50_000  # held at a time
+MAPPED = 32 << 20  # bytes of mapped files that are used before they are let go
 TOKEN_WINDOW = 4 << 20  # ids held at a time
 SURVIVOR_KEYS = ("survivor", "row", "similarity")
 
@@ -126,15 +127,18 @@ def merged_tokens(
     parts: list[Placed], planned: npt.NDArray[np.uint64], tokens: npt.NDArray[np.int64], state: State
 ) -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[Any], npt.NDArray[np.int64]]]:
     """The planned documents of all shards in row order, some millions of ids at a time, from the sidecars where they lie."""
-    stored = {part.shard.name: TokenIds.open(part.shard, state.tokenizer, state.work) for part in parts}
+    stored: dict[str, TokenIds] = {}
     ends = np.cumsum(tokens)
-    begin = 0
+    begin = touched = 0
     while begin < len(planned):
         room = TOKEN_WINDOW + (int(ends[begin - 1]) if begin else 0)
         end = max(begin + 1, int(np.searchsorted(ends, room, side="right")))
         low, high = planned[begin], planned[end - 1]
         begin = end
         rows, counts, ids = [], [], []
+        if touched > MAPPED:  # what is mapped and was touched counts as memory of this process
+            stored.clear()
+            touched = 0
         for part in parts:
             if part.first > high or part.last < low:
                 continue
@@ -143,7 +147,10 @@ def merged_tokens(
             positions = part.load("positions", state)[a:b]
             order = np.argsort(positions)
             rows.append(there[a:b][order])
+            if part.shard.name not in stored:
+                stored[part.shard.name] = TokenIds.open(part.shard, state.tokenizer, state.work)
             mine, values = stored[part.shard.name].take(positions[order])
+            touched += values.nbytes
             counts.append(mine)
             ids.append(values)
         yield in_row_order(np.concatenate(rows), np.concatenate(counts), np.concatenate(ids))
@@ -320,18 +327,19 @@ def _as_table(columns: dict[str, Any], rows: int, schema: pa.Schema) -> pa.Table
 
 def merged_pool(corpus: Corpus, spans: list[tuple[int, int]], state: State, rows: int) -> Iterator[pa.Table]:
     """The pool, a million rows at a time: put in order in windows, and handed on as a file that is mapped."""
-    opened = {shard.name: _mapped(state.scratch / f"{shard.name}.pool.arrow") for shard in corpus.shards}
     file = state.scratch / "pool.arrow"
+    schema = _mapped(state.scratch / f"{corpus.shards[0].name}.pool.arrow").schema
     for begin in range(0, rows, ROWS_PER_FILE):
-        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, next(iter(opened.values())).schema) as writer:
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for low in range(begin, min(begin + ROWS_PER_FILE, rows), POOL_WINDOW):
                 high = min(low + POOL_WINDOW, begin + ROWS_PER_FILE, rows) - 1
                 parts = []
                 for shard, (first, last) in zip(corpus.shards, spans, strict=True):
                     if first <= high and last >= low:
-                        there = opened[shard.name]["row"].chunk(0).to_numpy()
+                        part = _mapped(state.scratch / f"{shard.name}.pool.arrow")
+                        there = part["row"].chunk(0).to_numpy()
                         a, b = np.searchsorted(there, np.uint64(low)), np.searchsorted(there, np.uint64(high), side="right")
-                        parts.append(opened[shard.name].slice(a, b - a))
+                        parts.append(part.slice(a, b - a))
                 writer.write_table(pa.concat_tables(parts).sort_by("row"))
         yield _mapped(file)
         file.unlink()
@@ -370,6 +378,7 @@ def assemble(
     with engine.phase("write the pool"):
         for number, table in enumerate(merged_pool(corpus, spans, state, sum(corpus.read.values()))):
             writer.pool(number, table)
+            del table  # or it would be mapped while the next is made
     used = dict.fromkeys((source.name for source in corpus.sources), 0)
     for part in placed:
         used[part.shard.source] += part.documents
