@@ -1,41 +1,97 @@
-"""Kill a build at random instants, resume it until it ends, and compare its digest with that of a build left alone.
+"""Kill a build at random instants in each of its phases, resume it until it ends, and compare its digest with that of a build left alone.
 
-    python benchmarks/kill_and_resume.py RECIPE --kills 12
+    python benchmarks/kill_and_resume.py RECIPE --each 8
 
-Each round starts from nothing: `curate build` on two workers is killed with SIGKILL after a random time, and started again on what it left in its work directory, until it
-ends; after eight kills it is left alone. Prints one line a round and exits 1 if any digest differs.
+Each round starts from nothing. The build is killed with SIGKILL in its first phase, at a random instant of the time that phase took undisturbed; the next build resumes what
+was left and is killed in the second phase, and so on to the last; then one is left alone and its digest compared. What was finished is remembered, so a phase may be
+over before its instant comes: it is tried again with a shorter wait, at last with none. After that, as many builds from nothing in which a worker is killed in
+every phase, which a build survives. Prints a line a round, then the kills in every phase; exits 1 if any digest differs.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
+from threading import Timer
 
 import click
 
-CURATE = [sys.executable, "-c", "from curation.cli import main; main(prog_name='curate')"]
+from curation import build as build_module
+from curation.engine import Engine, Run
+from curation.recipe import load
+
+TRIES = 4
 
 
-def build(recipe: Path, folder: Path, seconds: float | None) -> bool:
-    """Runs a build to its end, or kills it after `seconds`; whether it ended."""
-    command = [*CURATE, "build", str(recipe), "-o", str(folder / "manifest"), "--work", str(folder / "work"), "--workers", "2"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        _, errors = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        return False
-    if process.returncode:
-        sys.exit(errors.decode())
-    return True
+class Watched(Engine):
+    """Writes down every phase with its seconds, and kills so many seconds into those phases that `waits` names: this process, or one of its workers."""
+
+    waits: dict[str, float] = {}  # noqa: RUF012
+    worker, notes = False, Path()
+
+    @contextmanager
+    def phase(self, label: str, tasks: int = 1) -> Iterator[None]:
+        timer = Timer(self.waits.pop(label), self._kill, [label]) if label in self.waits else None
+        if timer:
+            timer.start()
+        began = time.monotonic()
+        with super().phase(label, tasks):
+            yield
+        if timer:
+            timer.cancel()
+        self._note("phase", label, time.monotonic() - began)
+
+    def _kill(self, label: str) -> None:
+        victim = next(iter(self.journal.processes[1:]), None) if self.worker else os.getpid()
+        if victim is not None:
+            self._note("killed", label, 0.0)
+            os.kill(victim, signal.SIGKILL)
+
+    def _note(self, event: str, label: str, seconds: float) -> None:
+        with self.notes.open("a") as file:
+            file.write(json.dumps([event, label, seconds]) + "\n")
+
+
+def _run(recipe: Path, folder: Path, waits: dict[str, float], worker: bool, notes: Path) -> None:
+    Watched.waits, Watched.worker, Watched.notes = waits, worker, notes
+    build_module.Engine = Watched  # type: ignore[misc]
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    build_module.build(load(recipe), recipe.parent, folder / "manifest", Run(folder / "work", workers=2))
+
+
+def build(recipe: Path, folder: Path, waits: dict[str, float] | None = None, worker: bool = False) -> list[tuple[str, str, float]]:
+    """Builds in a process of its own, after an earlier manifest is removed; (event, phase, seconds) of what happened."""
+    shutil.rmtree(folder / "manifest", ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+    notes = folder / "notes"
+    notes.write_text("")
+    process = get_context("spawn").Process(target=_run, args=(recipe, folder, waits or {}, worker, notes))
+    process.start()
+    process.join()
+    if process.exitcode not in (0, -signal.SIGKILL):
+        sys.exit(f"the build failed: {process.exitcode}, {notes.read_text()}")
+    return [(event, label, seconds) for event, label, seconds in map(json.loads, notes.read_text().splitlines())]
+
+
+def killed_in(phase: str, length: float, recipe: Path, folder: Path, chance: random.Random) -> bool:
+    """Whether a build was killed in `phase`."""
+    for attempt in range(TRIES):
+        wait = 0.0 if attempt == TRIES - 1 else chance.uniform(0, length / 4**attempt)
+        if any(event == "killed" for event, *_ in build(recipe, folder, {phase: wait})):
+            return True
+    return False
 
 
 def digest(folder: Path) -> str:
@@ -44,30 +100,35 @@ def digest(folder: Path) -> str:
 
 @click.command()
 @click.argument("recipe", type=click.Path(exists=True, path_type=Path))
-@click.option("--kills", default=12, show_default=True)
+@click.option("--each", default=8, show_default=True, help="Kills in every phase.")
 @click.option("--seed", default=0, show_default=True)
-def main(recipe: Path, kills: int, seed: int) -> None:
+def main(recipe: Path, each: int, seed: int) -> None:
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as scratch:
-        alone, killed = Path(scratch, "alone"), Path(scratch, "killed")
-        build(recipe, Path(scratch, "warm"), None)  # kernels compile on their first use
-        began = time.monotonic()
-        build(recipe, alone, None)
-        length = time.monotonic() - began
-        print(f"left alone: {length:.1f} s, digest {digest(alone)}")
-        done, differing = 0, 0
-        while done < kills:
-            shutil.rmtree(killed, ignore_errors=True)
-            seconds = [chance.uniform(0.5, length) for _ in range(8)]
-            survived = next((number for number, instant in enumerate(seconds) if build(recipe, killed, instant)), len(seconds))
-            if survived == len(seconds):
-                build(recipe, killed, None)
-            seconds = seconds[:survived]
-            done += len(seconds)
-            differing += digest(killed) != digest(alone)
-            waits = ", ".join(f"{instant:.1f}" for instant in seconds) or "no"
-            print(f"killed after {waits} s, then {'the same' if digest(killed) == digest(alone) else 'ANOTHER'} digest")
-        print(f"{done} kills, {differing} builds with another digest")
+        alone, broken = Path(scratch, "alone"), Path(scratch, "broken")
+        build(recipe, Path(scratch, "warm"))  # kernels compile on their first use
+        lengths: dict[str, float] = {}
+        for _, label, seconds in build(recipe, alone):
+            lengths[label] = max(lengths.get(label, 0.0), seconds)
+        print(f"left alone: {sum(lengths.values()):.1f} s in {len(lengths)} phases, digest {digest(alone)}")
+        builds, workers, differing = Counter[str](), Counter[str](), 0
+        for number in range(2 * each):
+            shutil.rmtree(broken, ignore_errors=True)
+            if number < each:
+                found = [phase for phase, length in lengths.items() if killed_in(phase, length, recipe, broken, chance)]
+                builds.update(found)
+                build(recipe, broken)
+            else:
+                waits = {phase: chance.uniform(0, length) for phase, length in lengths.items()}
+                found = [phase for event, phase, _ in build(recipe, broken, waits, worker=True) if event == "killed"]
+                workers.update(found)
+            same = digest(broken) == digest(alone)
+            differing += not same
+            who = "the build" if number < each else "a worker"
+            print(f"round {number + 1}: {who} killed {len(found)} times, then {'the same' if same else 'ANOTHER'} digest", flush=True)
+        for phase in lengths:
+            print(f"  {phase:<32} {builds[phase]:>3} builds killed, {workers[phase]:>3} workers")
+        print(f"{builds.total()} builds and {workers.total()} workers killed, {differing} rounds with another digest")
         sys.exit(differing > 0)
 
 
