@@ -22,9 +22,10 @@ from curation.clean import has_visible
 from curation.engine import Engine, Run
 from curation.formats import FORMATS, streams
 from curation.formats.records import Record, in_chunks, records_of
+from curation.memory import DOCUMENT, LEAST_RANGE, RANGE_TIMES
 from curation.recipe import Recipe, Resolved, resolve_recipe
 from curation.selection import select
-from curation.sources import CUT, Source
+from curation.sources import Source
 from curation.steps import Add, rule_schema
 from curation.tokens import Encoder
 from curation.work import Digests, Work
@@ -76,7 +77,7 @@ class Estimate:
 
 def estimate(recipe: Recipe, folder: Path, run: Run) -> Estimate:
     """Resolves the recipe as a build would and samples its sources."""
-    with Engine(run.workers) as engine:
+    with Engine(run.workers, run.memory) as engine:
         resolved = resolve_recipe(recipe, folder, run, Digests(Work(run.work)), engine)
     sources = [_sample(source, resolved) for source in resolved.sources]
     components = _wanted(recipe.mixture, sources)
@@ -86,7 +87,8 @@ def estimate(recipe: Recipe, folder: Path, run: Run) -> Estimate:
     needed = text // 2 + documents * (512 + 200) + 2 * tokens * width
     parent = next(path for path in [run.work.absolute(), *run.work.absolute().parents] if path.exists())
     free = shutil.disk_usage(parent).free
-    memory = run.workers * (250_000_000 + 6 * min(CUT, max((source.text_bytes for source in sources), default=0))) + 40 * documents
+    engine.memory.require("plan", driver=documents * DOCUMENT)
+    memory = engine.memory.needed(driver=documents * DOCUMENT, worker=LEAST_RANGE * RANGE_TIMES)
     return Estimate(sources, components, needed, free, memory, run.workers, _warnings(sources, needed, free, memory, resolved))
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from mixing import UserError
 
 DRIVER = 350_000_000
-WORKER = 400_000_000  # its peak is reading, which holds the records of 64 MiB
+WORKER = 300_000_000
 RANGE_TIMES = 6  # bytes held for a byte of a range while it is sorted and grouped
 RANGE_BYTES = 64 << 20
 LEAST_RANGE = 2 << 20
@@ -39,9 +39,13 @@ class Memory(NamedTuple):
         left = (self.budget - DRIVER) // self.workers - WORKER
         return max(LEAST_RANGE, min(RANGE_BYTES, left // RANGE_TIMES))
 
+    def needed(self, *, driver: int = 0, worker: int = 0) -> int:
+        """Bytes of all processes together, if the first holds `driver` bytes besides and every other one `worker`."""
+        return DRIVER + driver + self.workers * (WORKER + worker)
+
     def require(self, step: str, *, driver: int = 0, worker: int = 0) -> None:
         """Refuses a step that has to hold more than there is: `driver` bytes once, `worker` bytes in every process."""
-        needed = DRIVER + driver + self.workers * (WORKER + worker)
+        needed = self.needed(driver=driver, worker=worker)
         if self.budget is not None and needed > self.budget:
             fewer = "" if self.workers == 1 else ", or fewer --workers"
             raise UserError(

@@ -57,7 +57,7 @@ class Recipe(BaseModel):
     version: int = Field(1, ge=0)
     seed: int = Field(0, ge=0, le=2**53)
     tokenizer: TokenizerConfig
-    clean: list[Literal["nfc", "control_characters", "line_endings"]] = []
+    clean: list[Literal["nfc", "control_characters", "line_endings", "mask_pii"]] = []
     sources: dict[SourceName, SourceConfig] = Field(min_length=1, description="their order is their rank when duplicates meet")
     steps: list[StepConfig] = []
     holdout: HoldoutConfig | None = None

@@ -99,3 +99,15 @@ def test_dry_run_refuses_what_the_build_refuses(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="no column here"):
         estimated(tmp_path, recipe(steps=[{"keep": "scroe > 3"}]))
+
+
+def test_dry_run_with_memory_is_refused_as_the_build_is_and_says_what_is_needed(tmp_path: Path) -> None:
+    write_corpus(tmp_path, size=20)
+    values = recipe()
+    values["sources"]["web"]["max_quarantine"] = 0.5
+    loaded = load(write_recipe(tmp_path, values))
+
+    with pytest.raises(UserError, match=r"--memory 0.1: 'find duplicates' needs 0.66 GB with 1 worker; give --memory 0.67"):
+        estimate(loaded, tmp_path, Run(tmp_path / "work", 1, memory=0.1))
+
+    assert 0.66e9 < estimate(loaded, tmp_path, Run(tmp_path / "work", 1, memory=0.7)).memory_bytes < 0.7e9

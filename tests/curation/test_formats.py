@@ -21,7 +21,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.clean import CLEAN, has_visible
+from curation.clean import CLEAN, clean_all, cleaned, has_visible
 from curation.formats import streams
 from curation.formats.lines import read_json_lines, sniff_columns
 from curation.formats.records import EXCERPT, Chunk, Fields, Record, in_chunks, records_of
@@ -541,6 +541,47 @@ def test_clean_steps_once_or_twice_give_the_same(text: str) -> None:
 def test_clean_nfc_and_line_endings_do_what_they_say() -> None:
     assert CLEAN["nfc"]("e\u0301 \u2126") == "é Ω"
     assert CLEAN["line_endings"]("a\r\nb\rc\n\r\nd") == "a\nb\nc\n\nd"
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("write to jane.doe+list@mail.example.co.uk, please", "write to [EMAIL], please"),
+        ("<a@b.org>;c_d@e-f.com.", "<[EMAIL]>;[EMAIL]."),
+        ("邮箱a@b.cn。", "邮箱a@b.cn。"),  # no boundary that could be told
+        ("邮箱：a@b.cn", "邮箱：[EMAIL]"),
+        ("from 8.8.8.8 to 93.184.216.34:80", "from [IP] to [IP]:80"),
+        ("call +49 30 1234567, +1 (212) 555-0123 or (212) 555-0123; 212-555-0123", "call [PHONE], [PHONE] or [PHONE]; [PHONE]"),
+        ("+442071838750", "[PHONE]"),
+    ],
+)
+def test_clean_mask_pii_replaces_what_has_the_form(text: str, masked: str) -> None:
+    assert CLEAN["mask_pii"](text) == masked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "@property\ndef f(self): return a@b",
+        "user@localhost, x@, @y.com",
+        "127.0.0.1 10.0.0.1 192.168.1.20 0.0.0.0 256.1.1.1 1.2.3 1.2.3.4.5 v8.8.8.8",
+        "3.14159265358979, 2024-05-06, 12:30, ISBN 978-3-16-148410-0, 1,234,567.89",
+        "x = a + 12 - 3456 + 7890; 10.1016/j.cell.2020.01.001; +5; 2^+1",
+    ],
+)
+def test_clean_mask_pii_leaves_code_numbers_and_private_addresses(text: str) -> None:
+    assert CLEAN["mask_pii"](text) == text
+
+
+@given(st.lists(st.text(st.sampled_from("aé\u0301中@.+- (0123456789\r\n\t\x00\x85\x7f"), max_size=30), max_size=6))
+def test_clean_all_of_many_texts_is_cleaned_of_each(texts: list[str]) -> None:
+    for steps in (tuple(CLEAN), tuple(reversed(CLEAN))):
+        after, utf8, changed = clean_all(texts, steps)
+
+        alone = [cleaned(text, steps) for text in texts]
+        assert after == [text for text, _ in alone]
+        assert utf8 == [text.encode() for text in after]
+        assert {name: mask.tolist() for name, mask in changed.items()} == {name: [name in names for _, names in alone] for name in steps}
 
 
 # Unicode 15.1, DerivedCoreProperties.txt: Default_Ignorable_Code_Point.

