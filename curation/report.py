@@ -185,7 +185,7 @@ def dry_run(estimated: Estimate) -> str:
         supply.append(
             [
                 want.name,
-                f"{want.asked:,}",
+                "by the sizes" if want.asked is None else f"{want.asked:,}",
                 f"x {want.cap:g}",
                 "unknown before its signals are" if want.tokens is None else f"{want.tokens:,}",
                 want.verdict,
