@@ -79,7 +79,7 @@ def estimate(recipe: Recipe, folder: Path, run: Run) -> Estimate:
     with Engine(run.workers) as engine:
         resolved = resolve_recipe(recipe, folder, run, Digests(Work(run.work)), engine)
     sources = [_sample(source, resolved) for source in resolved.sources]
-    components = _wanted(recipe.mixture, sources)
+    components = _wanted(resolved.recipe.mixture, sources)
     text = sum(source.text_bytes for source in sources)
     documents, tokens = sum(source.documents for source in sources), sum(source.tokens for source in sources)
     width = np.dtype(resolved.tokenizer.dtype).itemsize

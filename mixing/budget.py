@@ -27,12 +27,12 @@ def quota(where: str, weights: Any, tokens: int | Literal["all"], sizes: Mapping
     try:
         if isinstance(weights, dict) and all(isinstance(weight, float) for weight in weights.values()):
             assert tokens != "all"
-            shares = plain(weights)
+            shares = plain({name: weights[name] for name in sizes if name in weights})  # equal remainders go by the mixture's order
             return Quota(shares, largest_remainder(shares, tokens))
         mixed = named(weights, list(sizes))
         budget = sum(sizes[name] for name in mixed) if tokens == "all" else tokens
         exact = weigh(weights, Supply(Fraction(budget), sizes, available))
-        shares = in_billionths(exact)
+        shares = in_billionths({name: exact[name] for name in sizes if name in exact})
         if tokens == "all":
             return Quota(shares, {name: sizes[name] for name in mixed})
         within = {name: available[name] for name, share in exact.items() if share * budget <= available[name]}

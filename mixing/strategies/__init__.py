@@ -2,7 +2,7 @@
 
 In: what a recipe writes as `weights`: a mapping of components to positive numbers, in which a group `{weight, components}` may stand for a component
 and holds weights in turn, or `{strategy: NAME, …}`; and the `Supply`. Out: exact shares that sum to 1. Nothing here reads a file: what a strategy
-learns from measurements is put into its configuration before (`mixing.strategies.learned`).
+learns from measurements is put into its configuration before (`mixing.learned`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter
 
 from mixing import UserError
+from mixing.strategies.measured import OptimalDurations, TopicController, optimal_durations, topic_controller
 from mixing.strategies.reference import ReferenceRates, reference_rates
+from mixing.strategies.regression import Regression, regression
 from mixing.strategies.shares import Name, Positive, Supply, normalised, written
 from mixing.strategies.sizes import (
     Concatenate,
@@ -75,9 +77,9 @@ class Replay(BaseModel):
 def replay(config: Replay, supply: Supply) -> dict[str, Fraction]:
     """share × the weights of replay, (1 - share) × those of the rest."""
     share = written(config.share)
-    inside = named(config.replay, list(supply.sizes))
-    rest = [name for name in supply.sizes if name not in inside]
-    parts = [(share, weigh(config.replay, supply.of(inside, share))), (1 - share, weigh(config.rest, supply.of(rest, 1 - share)))]
+    replayed = named(config.replay, list(supply.sizes))
+    rest = [name for name in supply.sizes if name not in replayed]
+    parts = [(share, weigh(config.replay, supply.of(replayed, share))), (1 - share, weigh(config.rest, supply.of(rest, 1 - share)))]
     return {name: factor * weight for factor, weights in parts for name, weight in weights.items()}
 
 
@@ -96,14 +98,17 @@ STRATEGIES: dict[str, Strategy] = {
     "concatenate": Strategy(Concatenate, concatenate),
     "replay": Strategy(Replay, replay),
     "reference_rates": Strategy(ReferenceRates, reference_rates),
+    "optimal_durations": Strategy(OptimalDurations, optimal_durations),
+    "topic_controller": Strategy(TopicController, topic_controller),
+    "regression": Strategy(Regression, regression),
 }
 
 
 def weigh(weights: Any, supply: Supply) -> dict[str, Fraction]:
     """Exact shares, summing to 1, of the components that `weights` (as `parse` returns them) names."""
     if not isinstance(weights, dict):
-        inside = supply.of(named(weights, list(supply.sizes)))
-        return normalised(STRATEGIES[weights.strategy].weights(weights, inside))
+        mixed = supply.of(named(weights, list(supply.sizes)))
+        return normalised(STRATEGIES[weights.strategy].weights(weights, mixed))
     outer = normalised({name: written(one.weight if isinstance(one, Group) else one) for name, one in weights.items()})
     shares: dict[str, Fraction] = {}
     for name, share in outer.items():
@@ -111,28 +116,31 @@ def weigh(weights: Any, supply: Supply) -> dict[str, Fraction]:
         if not isinstance(one, Group):
             shares[name] = share
             continue
-        beside = [other for key, value in weights.items() if key != name for other in _spelled(key, value)]
-        inside = supply.of([other for other in supply.sizes if other not in beside], share)
-        shares |= {inner: share * weight for inner, weight in weigh(one.components, inside).items()}
+        mixed = supply.of(inside(weights, name, list(supply.sizes)), share)
+        shares |= {inner: share * weight for inner, weight in weigh(one.components, mixed).items()}
     return shares
 
 
 def named(weights: Any, known: list[str]) -> list[str]:
     """The components that `weights` shares tokens out to, of those there are; once for each time they are named."""
     if isinstance(weights, dict):
-        beside = [name for key, value in weights.items() for name in _spelled(key, value)]
-        left = [name for name in known if name not in beside]
         return [
             name
             for key, one in weights.items()
-            for name in (named(one.components, left + _spelled(key, one)) if isinstance(one, Group) else [key])
+            for name in (named(one.components, inside(weights, key, known)) if isinstance(one, Group) else [key])
         ]
     if isinstance(weights, Replay):
-        inside = named(weights.replay, known)
-        return inside + named(weights.rest, [name for name in known if name not in inside])
+        replayed = named(weights.replay, known)
+        return replayed + named(weights.rest, [name for name in known if name not in replayed])
     if not (found := _spelled("", weights) or list(known)):
         raise UserError(f"no component is left for strategy {weights.strategy}; name some under its `components`, or leave it out")
     return found
+
+
+def inside(weights: Mapping[str, Any], group: str, known: list[str]) -> list[str]:
+    """The components that a group may mix: those that no neighbour of it writes out."""
+    beside = [name for key, one in weights.items() if key != group for name in _spelled(key, one)]
+    return [name for name in known if name not in beside]
 
 
 def _spelled(key: str, weights: Any) -> list[str]:
@@ -145,6 +153,11 @@ def _spelled(key: str, weights: Any) -> list[str]:
         return _spelled("", weights.replay) + _spelled("", weights.rest)
     if isinstance(weights, ReferenceRates):
         return list(weights.sources())
+    if isinstance(weights, TopicController):
+        return list(weights.shares)
+    if isinstance(weights, OptimalDurations | Regression):
+        learned = weights.durations if isinstance(weights, OptimalDurations) else next(iter((weights.coefficients or {}).values()), None)
+        return list(weights.components or learned or [])
     return list(getattr(weights, "components", None) or []) if isinstance(weights, BaseModel) else [key]
 
 
