@@ -79,6 +79,7 @@ def _no_room(work: Path, target: Path, phase: str) -> UserError:
 def _build(recipe: Recipe, folder: Path, target: Path, run: Run, replace: bool, work: Work, engine: Engine, began: float) -> Built:
     digests = Digests(work)
     resolved = resolve_recipe(recipe, folder, run, digests, engine)
+    recipe = resolved.recipe
     digests.save()
     if (digest := _unchanged(resolved, target, work)) is not None:
         (work.room("builds") / f"{resolved.key}.json").touch()  # `curate clean` goes by when a build was last wanted

@@ -29,8 +29,8 @@ from curation.sources import Source
 from curation.steps import Add, rule_schema
 from curation.tokens import Encoder
 from curation.work import Digests, Work
-from mixing.plan import Mixture
-from mixing.strategies import largest_remainder, plain
+from mixing.plan import Mixture, stage_quotas
+from mixing.strategies import needs_sizes
 
 SAMPLE_BYTES = 1 << 20
 SAMPLE_RECORDS = 500
@@ -53,10 +53,10 @@ class Sampled(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What a component is asked for over all stages, and what there is at most; None if its predicate needs a signal."""
+    """What a component is asked for over all stages, and what there is at most; None if that needs a signal, of its own or of one it is weighed against."""
 
     name: str
-    asked: int
+    asked: int | None
     cap: float
     tokens: int | None
     verdict: str
@@ -80,7 +80,7 @@ def estimate(recipe: Recipe, folder: Path, run: Run) -> Estimate:
     with Engine(run.workers, run.memory) as engine:
         resolved = resolve_recipe(recipe, folder, run, Digests(Work(run.work)), engine)
     sources = [_sample(source, resolved) for source in resolved.sources]
-    components = _wanted(recipe.mixture, sources)
+    components = _wanted(resolved.recipe.mixture, sources)
     text = sum(source.text_bytes for source in sources)
     documents, tokens = sum(source.documents for source in sources), sum(source.tokens for source in sources)
     width = np.dtype(resolved.tokenizer.dtype).itemsize
@@ -191,23 +191,19 @@ def _shares(source: Source, usable: list[Record], texts: list[str], resolved: Re
 
 
 def _wanted(mixture: Mixture, sources: list[Sampled]) -> list[Wanted]:
-    asked = dict.fromkeys(mixture.components, 0)
-    for stage in mixture.stages:
-        for name, quota in largest_remainder(plain(stage.weights), stage.tokens).items():
-            asked[name] += quota
-    wanted = []
+    sizes: dict[str, int | None] = {}
     for name in mixture.components:
-        cap = float(mixture.cap(name))
         shares = [(source.share[name], source.tokens) for source in sources]
-        tokens = None if any(share is None for share, _ in shares) else round(sum((share or 0) * count for share, count in shares))
-        verdict = (
-            ""
-            if tokens is None
-            else "short"
-            if asked[name] > cap * tokens
-            else f"at least {asked[name] / tokens:.2f} epochs"
-            if tokens
-            else ""
-        )
-        wanted.append(Wanted(name, asked[name], cap, tokens, verdict))
+        sizes[name] = None if any(share is None for share, _ in shares) else round(sum((share or 0) * count for share, count in shares))
+    asked: dict[str, int] | None = None
+    if None not in sizes.values() or not any(needs_sizes(stage.weights) for stage in mixture.stages):
+        quotas = stage_quotas(mixture, {name: size or 0 for name, size in sizes.items()})
+        asked = {name: sum(one.asked.get(name, 0) for one in quotas) for name in sizes}
+    wanted = []
+    for name, tokens in sizes.items():
+        cap, count = float(mixture.cap(name)), None if asked is None else asked[name]
+        verdict = ""
+        if tokens is not None and count is not None:
+            verdict = "short" if count > cap * tokens else f"at least {count / tokens:.2f} epochs" if tokens else ""
+        wanted.append(Wanted(name, count, cap, tokens, verdict))
     return wanted

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
@@ -20,9 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from curation import rules
 from curation.dedup.minhash import SIGNATURE_VERSION
 from curation.engine import Engine, Run
+from curation.finding import hash_files, locate
 from curation.holdout import HOLDOUT_VERSION, HoldoutConfig
 from curation.live import DEDUP, NEAR_VERSION
 from curation.models import resolve_references, spelled_config
+from curation.remote import on_disk
 from curation.signals import SIGNALS
 from curation.sources import ARROW_TYPES, SHARD_VERSION, Source, SourceConfig, resolve
 from curation.steps import Add, Keep, Step, Top, TopConfig, rule_schema
@@ -30,8 +33,10 @@ from curation.tokens import ResolvedTokenizer, TokenizerConfig
 from curation.tokens import resolve as resolve_tokenizer
 from curation.work import Digests, key_of
 from mixing import UserError, validated
+from mixing.learned import learn
 from mixing.plan import Mixture
 from mixing.pool import FORBIDDEN, POOL
+from mixing.strategies.measured import Found
 
 Identifier = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]*$")]
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$", max_length=100)]
@@ -161,8 +166,26 @@ def resolve_recipe(recipe: Recipe, folder: Path, run: Run, digests: Digests, eng
     signals = {step.name: step.type for step in steps if isinstance(step, Add)}
     for name, predicate in recipe.mixture.components.items():
         rules.parse(predicate, f"mixture.components.{name}", rule_schema(columns, signals))
+    recipe = recipe.model_copy(update={"mixture": _mixture(recipe.mixture, folder, run, digests, engine)})
     tokenizer = resolve_tokenizer(recipe.tokenizer, _tokenizer_at(recipe.tokenizer.path, folder, run.roots))
     return Resolved(recipe, _values(recipe, sources, steps, tokenizer), sources, columns, tokenizer, steps)
+
+
+def _mixture(mixture: Mixture, folder: Path, run: Run, digests: Digests, engine: Engine) -> Mixture:
+    """The mixture with what its strategies learn from files."""
+    with TemporaryDirectory() as room:
+
+        def find(where: str, pattern: str) -> tuple[Found, list[Path]]:
+            root, name, patterns, paths = locate(where, pattern, where.rpartition(".")[2], folder, run.roots)
+            inputs = hash_files(root, paths, digests, engine, "hash measurements")
+            found = Found(root=name, pattern=patterns[0], digest=key_of([one.digest for one in inputs]))
+            return found, [on_disk(root / path, Path(room)) for path in paths]
+
+        stages = [
+            stage.model_copy(update={"weights": learn(f"mixture.stages[{number}].weights", stage.weights, list(mixture.components), find)})
+            for number, stage in enumerate(mixture.stages)
+        ]
+    return mixture.model_copy(update={"stages": stages})
 
 
 def _tokenizer_at(path: str, folder: Path, roots: dict[str, str]) -> Path | None:

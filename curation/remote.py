@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -156,6 +157,16 @@ def native(place: Place) -> Any:
     import pyarrow as pa
 
     return pa.OSFile(str(place)) if isinstance(place, Path) else pa.PythonFile(place.open(), "r")
+
+
+def on_disk(place: Place, room: Path) -> Path:
+    """The file itself, or a copy of the object in `room` under a name of the same ending."""
+    if isinstance(place, Path):
+        return place
+    copy = room / f"{sum(1 for _ in room.iterdir())}-{place.path.rpartition('/')[2]}"
+    with place.open() as source, copy.open("wb") as target:
+        shutil.copyfileobj(source, target)
+    return copy
 
 
 def is_url(text: str) -> bool:

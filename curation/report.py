@@ -49,7 +49,8 @@ def effective_tokens(tokens: int, unique: int) -> int:
 
 
 def inspect(manifest: Manifest) -> str:
-    return "\n\n".join([_title(manifest), funnel(manifest), budget(manifest), _reserved(manifest)])
+    parts = [_title(manifest), funnel(manifest), budget(manifest), chosen(manifest), _reserved(manifest)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _title(manifest: Manifest) -> str:
@@ -126,6 +127,37 @@ def budget(manifest: Manifest) -> str:
     return table(rows, "")
 
 
+def chosen(manifest: Manifest) -> str:
+    """Where the weights of each stage come from, a line for every strategy in it with what it learned from measurements."""
+    stages = manifest.header["recipe"]["mixture"]["stages"]
+    return "\n".join(f"{stage['name']}: {line}" for stage in stages for line in _strategies(stage["weights"]))
+
+
+def _strategies(weights: dict[str, Any]) -> list[str]:
+    name = weights.get("strategy")
+    if not isinstance(name, str):
+        groups = {key: one["components"] for key, one in weights.items() if isinstance(one, dict)}
+        return [f"{key}: {line}" for key, inner in groups.items() for line in _strategies(inner)]
+    if name == "replay":
+        inner = [f"{key}: {line}" for key in ("replay", "rest") for line in _strategies(weights[key])]
+        return [f"replay of {weights['share']:.4g}", *inner]
+    file = weights.get("measurements")
+    place = f" in {file['root']}:{file['pattern']}" if file else ""
+    if name == "optimal_durations":
+        late = weights["censored"] or []
+        found = [f"{key} {tokens:,}{' (still improving)' if key in late else ''}" for key, tokens in weights["durations"].items()]
+        return [f"{name} of {weights['metric']}{place}: {', '.join(found)}"]
+    if name == "topic_controller":
+        at = f", {weights['at'][0]:,} to {weights['at'][1]:,} tokens" if weights["at"] else ""
+        found = [f"{key} {before:.4g} to {after:.4g}" for key, (before, after) in weights["perplexities"].items()]
+        return [f"{name} of {weights['metric']}{place}{at}: {', '.join(found)}"]
+    if name == "regression":
+        runs = f", {weights['runs']} runs" if weights["runs"] else ""
+        found = [key + (f" (error {weights['errors'][key]:.2g})" if weights["errors"] else "") for key in weights["coefficients"]]
+        return [f"{name} of {', '.join(weights['metrics'])}{place}{runs}: {', '.join(found)}"]
+    return [name]
+
+
 def _reserved(manifest: Manifest) -> str:
     holdout = manifest.header["holdout"]
     if not holdout:
@@ -185,7 +217,7 @@ def dry_run(estimated: Estimate) -> str:
         supply.append(
             [
                 want.name,
-                f"{want.asked:,}",
+                "by the sizes" if want.asked is None else f"{want.asked:,}",
                 f"x {want.cap:g}",
                 "unknown before its signals are" if want.tokens is None else f"{want.tokens:,}",
                 want.verdict,

@@ -33,7 +33,7 @@ from curation.tokenized import tokenize
 from curation.tokens import ResolvedTokenizer
 from curation.work import Work, key_of
 from mixing.manifest import canonical_json
-from mixing.plan import TokenCount
+from mixing.strategies.shares import TokenCount
 
 ALIVE = 65535
 Fates = npt.NDArray[np.uint16]

@@ -101,12 +101,16 @@ def paths(command: click.Command) -> Iterator[list[str]]:
 
 def recipe() -> str:
     from curation.recipe import Recipe
+    from mixing.strategies import STRATEGIES, Group
 
     parts = [
         contract("curation.recipe"),
         "Unknown keys are refused. `key=value` after the recipe on the command line replaces a value by its dotted path.",
     ]
-    return page("The recipe", *parts, *models(Recipe))
+    parts += [*models(Recipe), "## Weights", contract("mixing.strategies"), *models(Group, level=3)]
+    for strategy in STRATEGIES.values():
+        parts += models(strategy.config, level=3)
+    return page("The recipe", *parts)
 
 
 def training() -> str:

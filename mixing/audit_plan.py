@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from mixing.findings import Finding, PlannedSpans, Stored, check
 from mixing.manifest import Manifest, StageArrays
-from mixing.strategies import largest_remainder
+from mixing.strategies.shares import largest_remainder
 
 DEFAULT_FILL = 0.99
 DEFAULT_CAP = 1
@@ -100,6 +100,8 @@ def _check_budget(manifest: Manifest, stage: dict[str, Any]) -> Finding:
     weights = {name: components[name]["weight"] for name in manifest.component_names if name in components}
     asked = {name: components[name]["asked_tokens"] for name in weights}
     share = largest_remainder(weights, stage["asked_tokens"])
+    if any(one["name"] == stage["name"] and one["tokens"] == "all" for one in manifest.header["recipe"]["mixture"]["stages"]):
+        share = {name: manifest.header["components"][name]["tokens"] for name in weights}  # each once, not through rounded shares
     return check(f"stage {stage['name']}: asked tokens are the weights' share of the budget", asked == share, f"{asked}, by weight {share}")
 
 

@@ -8,45 +8,23 @@ UserError before anything is drawn. The same inputs give the same plan. About 20
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
 from fractions import Fraction
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mixing import UserError
-from mixing.strategies import STRATEGIES, largest_remainder
+from mixing.budget import Quota, quota
+from mixing.strategies import Weights, check_names
+from mixing.strategies.shares import Budget, Cap, Name
+from mixing.strategies.sizes import Concatenate
 
 if TYPE_CHECKING:
     from mixing.draws import ComponentDraws, Documents, Drawn
     from mixing.packing import Packed, Pieces
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-
-
-def token_count(value: object) -> object:
-    """`5B`, `300M`, `1e9` or `20000` as an integer; anything that is no whole positive number of tokens is refused."""
-    found = (
-        re.fullmatch(r"([0-9][0-9_.]*(?:[eE][+]?[0-9]+)?)\s*([KMBT]?)", str(value).strip())
-        if isinstance(value, str | int | float)
-        else None
-    )
-    try:
-        count = Decimal(found[1]) * _UNITS[found[2]] if found and not isinstance(value, bool) else Decimal(0)
-    except InvalidOperation:
-        count = Decimal(0)
-    if count < 1 or count != count.to_integral_value():
-        raise ValueError(f"{value!r} is not a number of tokens; write 20000, 1e9, 300M or 5B")
-    return int(count)
-
-
-TokenCount = Annotated[int, BeforeValidator(token_count)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)]
-Cap = Annotated[float, Field(gt=0, le=65535, allow_inf_nan=False)]
 
 
 class Stage(BaseModel):
@@ -55,10 +33,18 @@ class Stage(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Name
-    tokens: TokenCount
-    weights: dict[Name, Annotated[PositiveFloat, Field(allow_inf_nan=False)]] = Field(min_length=1)
+    tokens: Budget = Field(description="the budget; `all` with the strategy concatenate")
+    weights: Weights = Field(description="numbers by component, groups `{weight, components}` among them, or `{strategy: NAME, …}`")
     rounds: int = Field(default=1, ge=1)
     draw: Literal["cursor", "fixed", "fresh"] = "cursor"
+
+    @model_validator(mode="after")
+    def _all_is_concatenated(self) -> Stage:
+        if (self.tokens == "all") != isinstance(self.weights, Concatenate):
+            raise ValueError(
+                f"found tokens {self.tokens}; the strategy concatenate takes every component once: it and `tokens: all` need each other"
+            )
+        return self
 
 
 class Mixture(BaseModel):
@@ -85,9 +71,7 @@ class Mixture(BaseModel):
     def _names_agree(self) -> Mixture:
         known = f"the mixture has: {', '.join(self.components)}"
         for number, stage in enumerate(self.stages):
-            for name in stage.weights:
-                if name not in self.components:
-                    raise UserError(f"mixture.stages[{number}].weights: no component '{name}'; {known}")
+            check_names(f"mixture.stages[{number}].weights", stage.weights, list(self.components))
             if stage.name in [earlier.name for earlier in self.stages[:number]]:
                 raise UserError(f"mixture.stages[{number}].name: '{stage.name}' names an earlier stage too; stages need names of their own")
         for name in self.max_epochs if isinstance(self.max_epochs, dict) else ():
@@ -149,19 +133,26 @@ def plan(mixture: Mixture, documents: Documents, seed: int) -> Plan:
 
     assert len(documents.row) < 2**32
     assert (documents.row[1:] > documents.row[:-1]).all()
-    shares = [STRATEGIES["weights"](stage.weights) for stage in mixture.stages]
-    asked = [largest_remainder(share, stage.tokens) for share, stage in zip(shares, mixture.stages, strict=True)]
     visits = np.zeros(len(documents.row), np.uint16)
     draws = {name: ComponentDraws(name, index, documents, visits, seed, mixture.cap(name)) for index, name in enumerate(mixture.components)}
+    quotas = stage_quotas(mixture, {name: draw.tokens for name, draw in draws.items()})
     for name, draw in draws.items():
-        _refuse_shortage(name, sum(quotas.get(name, 0) for quotas in asked), draw)
+        _refuse_shortage(name, sum(one.asked.get(name, 0) for one in quotas), draw)
     stages: list[StagePlan] = []
-    for stage, share, quotas in zip(mixture.stages, shares, asked, strict=True):
-        stages.append(
-            _plan_stage(mixture, stage, share, quotas, draws, documents.tokens, sum(len(earlier.component) for earlier in stages))
-        )
+    for stage, one in zip(mixture.stages, quotas, strict=True):
+        stages.append(_plan_stage(mixture, stage, one, draws, documents.tokens, sum(len(earlier.component) for earlier in stages)))
     sizes = {name: {"documents": draw.documents, "tokens": draw.tokens} for name, draw in draws.items()}
     return Plan(mixture.sequence_length, sizes, stages)
+
+
+def stage_quotas(mixture: Mixture, sizes: Mapping[str, int]) -> list[Quota]:
+    """What each stage asks of each component, whose tokens `sizes` holds. A strategy sees what earlier stages leave of the caps."""
+    left = {name: math.floor(mixture.cap(name) * size) for name, size in sizes.items()}
+    quotas = []
+    for number, stage in enumerate(mixture.stages):
+        quotas.append(quota(f"mixture.stages[{number}]", stage.weights, stage.tokens, sizes, left))
+        left = {name: max(0, count - quotas[-1].asked.get(name, 0)) for name, count in left.items()}
+    return quotas
 
 
 def _refuse_shortage(name: str, asked: int, draw: ComponentDraws) -> None:
@@ -177,8 +168,7 @@ def _refuse_shortage(name: str, asked: int, draw: ComponentDraws) -> None:
 def _plan_stage(
     mixture: Mixture,
     stage: Stage,
-    shares: Mapping[str, float],
-    asked: Mapping[str, int],
+    quotas: Quota,
     draws: Mapping[str, ComponentDraws],
     tokens: npt.NDArray[np.int64],
     first_sequence: int,
@@ -191,11 +181,11 @@ def _plan_stage(
     packed: list[Packed] = []
     components = {}
     waiting = np.zeros(len(tokens), np.uint8)
-    mixed = [name for name in names if name in shares]
+    mixed = [name for name in names if name in quotas.asked]
     for name in mixed:
-        drawn = draws[name].take(stage.name, stage.draw, round_tokens(asked[name], stage.rounds))
+        drawn = draws[name].take(stage.name, stage.draw, round_tokens(quotas.asked[name], stage.rounds))
         packed.append(pack(drawn.pieces, mixture.sequence_length, mixture.fill, waiting))
-        numbers = {"weight": shares[name], "asked_tokens": asked[name]}
+        numbers = {"weight": quotas.shares[name], "asked_tokens": quotas.asked[name]}
         components[name] = numbers | _component_header(drawn, packed[-1], tokens)
     order = interleave([len(part.first_span) for part in packed])
     columns = _assemble(order, packed)
@@ -204,7 +194,7 @@ def _plan_stage(
         "name": stage.name,
         "first_sequence": first_sequence,
         "sequences": len(order),
-        "asked_tokens": stage.tokens,
+        "asked_tokens": sum(quotas.asked.values()),
         "tokens": realised,
         "predictions": realised - len(columns["length"]),
         "padding": len(order) * mixture.sequence_length - realised,

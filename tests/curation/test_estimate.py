@@ -84,6 +84,21 @@ def test_dry_run_judges_each_component_by_what_there_is_at_most(tmp_path: Path) 
     assert "short" in dry_run(found)
 
 
+def test_dry_run_shares_out_by_estimated_sizes_where_it_can_tell_them(tmp_path: Path) -> None:
+    write_corpus(tmp_path, 30)
+    stage = {"name": "s", "tokens": 5000, "weights": {"strategy": "proportional"}}
+    components = {"prose": "source = 'prose'", "code": "source = 'code'"}
+    mixture = {"sequence_length": 64, "components": components, "stages": [stage]}
+
+    prose, code = estimated(tmp_path, recipe(mixture=mixture)).components
+    unknown = estimated(tmp_path, recipe(mixture={**mixture, "components": {**components, "prose": "words.words > 3"}}))
+
+    assert (prose.asked or 0) + (code.asked or 0) == 5000
+    assert (prose.asked or 0) * (code.tokens or 0) == pytest.approx((code.asked or 0) * (prose.tokens or 0), rel=0.01)
+    assert [one.asked for one in unknown.components] == [None, None]
+    assert "by the sizes" in dry_run(unknown)
+
+
 def test_dry_run_warns_of_a_source_that_would_lose_too_much(tmp_path: Path) -> None:
     write_corpus(tmp_path, 20)
     values = recipe()

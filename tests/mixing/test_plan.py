@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from fractions import Fraction
 from typing import Any
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 
 from mixing import UserError, validated
 from mixing.draws import Documents
-from mixing.manifest import content_digest
-from mixing.plan import Mixture, Plan, plan, token_count
+from mixing.manifest import canonical_json, content_digest
+from mixing.plan import Mixture, Plan, plan, stage_quotas
+from mixing.strategies.shares import token_count
 
 LENGTHS = st.lists(st.one_of(st.just(1), st.integers(1, 70), st.integers(600, 1700)), min_size=1, max_size=25)
 
@@ -263,6 +265,50 @@ def test_token_count_of_anything_else_is_refused(written: object) -> None:
         ),
         ({"stages": [{"name": "a", "tokens": 9, "weights": {"c0": -1}}]}, r"mixture.stages\[0\].weights.c0: found -1"),
         ({"stages": [{"name": "a", "tokens": 9, "weights": {"c0": 1}, "draw": "random"}]}, r"mixture.stages\[0\].draw: found 'random'"),
+        (
+            {"stages": [{"name": "a", "tokens": 9, "weights": {"strategy": "unimaxx"}}]},
+            r"mixture.stages\[0\].weights: found strategy 'unimaxx'; accepted: proportional, equal, temperature, unimax, ",
+        ),
+        (
+            {"stages": [{"name": "a", "tokens": 9, "weights": {"strategy": "unimax", "epochs": 2}}]},
+            r"mixture.stages\[0\].weights: unknown key 'epochs' of strategy unimax; accepted: strategy, max_epochs, budget, components",
+        ),
+        (
+            {"stages": [{"name": "a", "tokens": 9, "weights": {"strategy": "temperature"}}]},
+            r"mixture.stages\[0\].weights: give exactly one of temperature and exponent",
+        ),
+        (
+            {"stages": [{"name": "a", "tokens": 9, "weights": {"strategy": "unimax", "max_epochs": -1}}]},
+            r"mixture.stages\[0\].weights.max_epochs: found -1",
+        ),
+        (
+            {"stages": [{"name": "a", "tokens": 9, "weights": {"strategy": "equal", "components": ["c0", "c2"]}}]},
+            r"mixture.stages\[0\].weights: no component 'c2'; the mixture has: c0, c1",
+        ),
+        (
+            {"stages": [{"name": "a", "tokens": 9, "weights": {"g": {"weight": 1, "components": {"c0": 0}}}}]},
+            r"mixture.stages\[0\].weights.g.components.c0: found 0",
+        ),
+        (
+            {"stages": [{"name": "a", "tokens": 9, "weights": {"c0": 1, "g": {"weight": 1, "components": {"c0": 1}}}}]},
+            r"mixture.stages\[0\].weights: component 'c0' is named twice",
+        ),
+        (
+            {
+                "stages": [
+                    {"name": "a", "tokens": 9, "weights": {"c0": 1, "c1": 1, "g": {"weight": 1, "components": {"strategy": "equal"}}}}
+                ]
+            },
+            r"mixture.stages\[0\].weights: no component is left for strategy equal",
+        ),
+        (
+            {"stages": [{"name": "a", "tokens": 9, "weights": {"strategy": "concatenate"}}]},
+            r"mixture.stages\[0\]: found tokens 9; the strategy concatenate takes every component once: it and `tokens: all` need each other",
+        ),
+        (
+            {"stages": [{"name": "a", "tokens": "all", "weights": {"c0": 1}}]},
+            r"mixture.stages\[0\]: found tokens all; the strategy concatenate",
+        ),
         ({"max_epochs": 0}, "mixture.max_epochs"),
         ({"sequence_lenght": 4}, "mixture.sequence_lenght: unknown key"),
         ({"fill": 1.2}, "mixture.fill: found 1.2"),
@@ -274,9 +320,51 @@ def test_mixture_that_makes_no_sense_is_refused_by_name(change: dict[str, Any], 
         validated(Mixture, {"sequence_length": 32, "components": {"c0": "a", "c1": "b"}, "stages": stages, **change}, "mixture")
 
 
+def test_plan_concatenate_takes_every_token_once_and_the_budget_follows() -> None:
+    components = [[70, 31] * 9, [1], [555] * 7]
+    mixture = mixture_of(3, [{"name": "only", "tokens": "all", "weights": {"strategy": "concatenate"}}])
+    planned = plan(mixture, documents_of(components), 1)
+    check_plan(mixture, documents_of(components), planned)
+    header = planned.stages[0].header
+    assert header["asked_tokens"] == sum(map(sum, components))
+    assert [one["tokens"] for one in header["components"].values()] == [sum(lengths) for lengths in components]
+    assert {one["epochs"] for one in header["components"].values()} == {1.0}
+
+
+def test_plan_concatenate_of_a_dwarf_beside_a_giant_is_exact_or_refused() -> None:
+    # 7 of 1e13 tokens are less than half a billionth: no share in billionths could ask for them.
+    sizes = {"giant": 10**13, "dwarf": 7}
+    mixture = mixture_of(2, [{"name": "only", "tokens": "all", "weights": {"strategy": "concatenate"}}])
+    with pytest.raises(UserError, match=r"mixture.stages\[0\].weights: c1 has a share below 1e-9"):
+        stage_quotas(mixture, dict(zip(mixture.components, sizes.values(), strict=True)))
+    (found,) = stage_quotas(mixture, {"c0": 10**13, "c1": 70_001})
+    assert found.asked == {"c0": 10**13, "c1": 70_001}
+
+
+def test_plan_strategy_in_a_later_stage_sees_what_the_earlier_left_of_the_caps() -> None:
+    stages = [
+        {"name": "first", "tokens": 90, "weights": {"c0": 1}},
+        {"name": "second", "tokens": 110, "weights": {"strategy": "unimax"}},
+    ]
+    documents = documents_of([[20] * 5, [20] * 5])
+    planned = plan(mixture_of(2, stages), documents, 1)
+    assert {name: one["tokens"] for name, one in planned.stages[1].header["components"].items()} == {"c0": 10, "c1": 100}
+
+
 def test_mixture_resolved_reads_back_the_same() -> None:
     mixture = mixture_of(3, [{"name": "a", "tokens": "1K", "weights": {"c2": 1}}], max_epochs={"c1": 2})
     resolved = mixture.resolved()
     assert resolved["components"][1] == {"name": "c1", "where": "source = '1'"}
     assert resolved["stages"][0]["tokens"] == 1000
     assert Mixture.model_validate(resolved) == mixture
+
+
+def test_mixture_resolved_with_strategies_and_groups_reads_back_the_same() -> None:
+    nested = {"c0": 1, "g": {"weight": 2, "components": {"strategy": "temperature", "exponent": 0.3, "components": ["c1"]}}}
+    replay = {"strategy": "replay", "share": 0.1, "replay": {"c1": 1}, "rest": {"strategy": "unimax", "max_epochs": 2}}
+    stages = [{"name": name, "tokens": "1K", "weights": weights} for name, weights in (("a", nested), ("b", replay))]
+    mixture = mixture_of(3, stages)
+    resolved = mixture.resolved()
+    assert resolved["stages"][0]["weights"]["g"]["components"]["components"] == ["c1"]
+    assert resolved["stages"][1]["weights"]["rest"]["strategy"] == "unimax"
+    assert Mixture.model_validate(json.loads(canonical_json(resolved))) == mixture
