@@ -4,7 +4,7 @@
 
 Each round starts from nothing. The build is killed with SIGKILL in its first phase, at a random instant of the time that phase took undisturbed; the next build resumes what
 was left and is killed in the second phase, and so on to the last; then one is left alone and its digest compared. What was finished is remembered, so a phase may be
-over before its instant comes: it is tried again with a shorter wait, at last with none. After that, as many builds from nothing in which a worker is killed in
+over before its instant comes: the build is then tried again from nothing and killed as the phase begins. After that, as many builds from nothing in which a worker is killed in
 every phase, which a build survives. Prints a line a round, then the kills in every phase; exits 1 if any digest differs.
 """
 
@@ -32,7 +32,9 @@ from curation import build as build_module
 from curation.engine import Engine, Run
 from curation.recipe import load
 
-TRIES = 4
+SHORT = 0.1  # seconds: a phase that takes no longer is killed as it begins
+FORKS = get_context("forkserver")
+FORKS.set_forkserver_preload(["curation.build", "curation.tokens", "curation.signals.gopher", "curation.dedup.near"])
 
 
 class Watched(Engine):
@@ -43,14 +45,16 @@ class Watched(Engine):
 
     @contextmanager
     def phase(self, label: str, tasks: int = 1) -> Iterator[None]:
-        timer = Timer(self.waits.pop(label), self._kill, [label]) if label in self.waits else None
-        if timer:
-            timer.start()
+        wait = self.waits.pop(label, None)
+        timer = Timer(wait or 0.0, self._kill, [label])
         began = time.monotonic()
         with super().phase(label, tasks):
+            if wait == 0.0:
+                self._kill(label)
+            elif wait:
+                timer.start()
             yield
-        if timer:
-            timer.cancel()
+        timer.cancel()
         self._note("phase", label, time.monotonic() - began)
 
     def _kill(self, label: str) -> None:
@@ -77,7 +81,7 @@ def build(recipe: Path, folder: Path, waits: dict[str, float] | None = None, wor
     folder.mkdir(exist_ok=True)
     notes = folder / "notes"
     notes.write_text("")
-    process = get_context("spawn").Process(target=_run, args=(recipe, folder, waits or {}, worker, notes))
+    process = FORKS.Process(target=_run, args=(recipe, folder, waits or {}, worker, notes))
     process.start()
     process.join()
     if process.exitcode not in (0, -signal.SIGKILL):
@@ -87,10 +91,10 @@ def build(recipe: Path, folder: Path, waits: dict[str, float] | None = None, wor
 
 def killed_in(phase: str, length: float, recipe: Path, folder: Path, chance: random.Random) -> bool:
     """Whether a build was killed in `phase`."""
-    for attempt in range(TRIES):
-        wait = 0.0 if attempt == TRIES - 1 else chance.uniform(0, length / 4**attempt)
+    for wait in (chance.uniform(0.01, 0.9 * length) if length > SHORT else 0.0, 0.0):
         if any(event == "killed" for event, *_ in build(recipe, folder, {phase: wait})):
             return True
+        shutil.rmtree(folder)  # it ended, and what is remembered is not done again
     return False
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 from curation import rules
 from curation.corpus import Corpus, Positions, Shard, chunkless, read_sidecar, sidecar_path
 from curation.engine import Engine
-from curation.steps import ALIVE, Add, Keep, State, Step, Top, fate_of, frame, signal_values, start
+from curation.steps import ALIVE, Add, Keep, State, Step, Top, fate_of, frame, numbers, signal_values, start
 from curation.tokenized import TokenIds, tokenize
 from mixing import UserError
 from mixing.draws import Documents
@@ -71,22 +71,25 @@ def measure(shard: Shard, mixture: Mixture, steps: list[Step], state: State) -> 
         if isinstance(step, Top) and step.config.tokens is not None:
             counted |= np.load(state.counted(shard, step.index))
     planned = np.flatnonzero(alive & (component != NO_COMPONENT))
-    candidates = Documents(shard.rows()[planned], shard.contents()[planned], component[planned], tokens[planned])
-    np.savez(state.scratch / f"{shard.name}.candidates.npz", **candidates._asdict())
+    candidates = Documents(shard.rows()[planned], shard.contents()[planned], component[planned], tokens[planned])._asdict()
+    candidates |= {f"values.{by}": numbers(shard, by, planned, state) for by in mixture.ordered_by()}
+    del candidates["values"]
+    np.savez(state.scratch / f"{shard.name}.candidates.npz", **candidates)
     np.save(state.scratch / f"{shard.name}.component.npy", component)
     np.save(state.scratch / f"{shard.name}.tokens.npy", np.where(counted, tokens, -1))
     return Measured(int(alive.sum()), int((alive & (component == NO_COMPONENT)).sum()), int(held.sum()))
 
 
-def documents_of(corpus: Corpus, state: State) -> Documents:
+def documents_of(corpus: Corpus, mixture: Mixture, state: State) -> Documents:
     """The candidates of all shards, by row; one column at a time besides the result, so 24 bytes a document more at the highest."""
     row = _column("row", corpus, state)
     order = None if (row[1:] > row[:-1]).all() else np.argsort(row)
-    columns = [row]
-    for name in Documents._fields[1:]:
+    columns = {}
+    for name in ("content", "component", "tokens", *(f"values.{by}" for by in mixture.ordered_by())):
         column = _column(name, corpus, state)
-        columns.append(column if order is None else column[order])
-    return Documents(row if order is None else row[order], *columns[1:])
+        columns[name] = column if order is None else column[order]
+    values = {by: columns[f"values.{by}"] for by in mixture.ordered_by()}
+    return Documents(row if order is None else row[order], columns["content"], columns["component"], columns["tokens"], values)
 
 
 def _column(name: str, corpus: Corpus, state: State) -> npt.NDArray[Any]:

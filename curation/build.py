@@ -98,7 +98,7 @@ def _build(recipe: Recipe, folder: Path, target: Path, run: Run, replace: bool, 
     )
     engine.memory.require("plan", driver=DOCUMENT * sum(one.kept - one.unassigned for one in measured.values()))
     with engine.phase("plan"):
-        documents = documents_of(corpus, decided.state)
+        documents = documents_of(corpus, recipe.mixture, decided.state)
         planned = plan(recipe.mixture, documents, recipe.seed)
     with ManifestWriter(target, resolved.tokenizer.dtype, replace=replace) as writer:
         writer.tokenizer(resolved.tokenizer.files)

@@ -166,6 +166,9 @@ def resolve_recipe(recipe: Recipe, folder: Path, run: Run, digests: Digests, eng
     signals = {step.name: step.type for step in steps if isinstance(step, Add)}
     for name, predicate in recipe.mixture.components.items():
         rules.parse(predicate, f"mixture.components.{name}", rule_schema(columns, signals))
+    for number, stage in enumerate(recipe.mixture.stages):
+        if stage.order is not None:
+            _check_by(f"mixture.stages[{number}].order.by", stage.order.by, rule_schema(columns, signals))
     recipe = recipe.model_copy(update={"mixture": _mixture(recipe.mixture, folder, run, digests, engine)})
     tokenizer = resolve_tokenizer(recipe.tokenizer, _tokenizer_at(recipe.tokenizer.path, folder, run.roots))
     return Resolved(recipe, _values(recipe, sources, steps, tokenizer), sources, columns, tokenizer, steps)

@@ -259,10 +259,15 @@ def ranked_values(shard: Shard, step: Top, positions: Positions, state: State) -
     if config.where is not None:
         rule = rules.parse(config.where, f"steps[{step.index}].top.where", state.schema())
         positions = positions[rule.decide(frame(shard, rule.columns, positions, state))[0]]
-    column, _, part = config.by.partition(".")
+    values = numbers(shard, config.by, positions, state)
+    return positions, order_key(np.nan_to_num(values), config.order), ~np.isnan(values)
+
+
+def numbers(shard: Shard, by: str, positions: Positions, state: State) -> npt.NDArray[np.float64]:
+    """The values of a column or signal, or of one of its parts, NaN for none: no signal stores NaN itself."""
+    column, _, part = by.partition(".")
     series = frame(shard, [column], positions, state)[column]
-    series = (series.struct.field(part) if part else series).cast(pl.Float64)
-    return positions, order_key(series.fill_null(0.0).to_numpy(), config.order), series.is_not_null().to_numpy()
+    return (series.struct.field(part) if part else series).cast(pl.Float64).fill_null(float("nan")).to_numpy()
 
 
 def rank(shard: Shard, step: Top, state: State) -> Ranked:

@@ -12,7 +12,7 @@ round); equal keys keep pool order. It depends on nothing else, so a document's 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -36,6 +36,7 @@ class Documents(NamedTuple):
     content: npt.NDArray[np.uint64]  # n x 2: the high and the low half of the content hash
     component: npt.NDArray[np.uint16]
     tokens: npt.NDArray[np.int64]
+    values: Mapping[str, npt.NDArray[np.float64]] = {}  # of the signals that a stage is ordered by; NaN is no value
 
 
 class Drawn(NamedTuple):

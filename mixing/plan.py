@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mixing import UserError
 from mixing.budget import Quota, quota
-from mixing.strategies import Weights, check_names
+from mixing.order import Order, in_order, window_of
+from mixing.strategies import Weights, check_names, named
 from mixing.strategies.shares import Budget, Cap, Name
 from mixing.strategies.sizes import Concatenate
 
@@ -37,6 +38,7 @@ class Stage(BaseModel):
     weights: Weights = Field(description="numbers by component, groups `{weight, components}` among them, or `{strategy: NAME, …}`")
     rounds: int = Field(default=1, ge=1)
     draw: Literal["cursor", "fixed", "fresh"] = "cursor"
+    order: Order | None = Field(None, description="which documents come first; without it they are shuffled")
 
     @model_validator(mode="after")
     def _all_is_concatenated(self) -> Stage:
@@ -72,6 +74,9 @@ class Mixture(BaseModel):
         known = f"the mixture has: {', '.join(self.components)}"
         for number, stage in enumerate(self.stages):
             check_names(f"mixture.stages[{number}].weights", stage.weights, list(self.components))
+            for name in (stage.order and stage.order.components) or ():
+                if name not in named(stage.weights, list(self.components)):
+                    raise UserError(f"mixture.stages[{number}].order.components: '{name}' has no weight in this stage")
             if stage.name in [earlier.name for earlier in self.stages[:number]]:
                 raise UserError(f"mixture.stages[{number}].name: '{stage.name}' names an earlier stage too; stages need names of their own")
         for name in self.max_epochs if isinstance(self.max_epochs, dict) else ():
@@ -87,7 +92,14 @@ class Mixture(BaseModel):
     def resolved(self) -> dict[str, Any]:
         """As the header's recipe holds it: every default spelled out, components as an array, since their order decides."""
         values = self.model_dump(mode="json")
+        for stage in values["stages"]:
+            if stage["order"] is None:
+                del stage["order"]
         return {**values, "components": [{"name": name, "where": where} for name, where in self.components.items()]}
+
+    def ordered_by(self) -> list[str]:
+        """The signals that stages are ordered by."""
+        return sorted({stage.order.by for stage in self.stages if stage.order is not None})
 
 
 class StagePlan(NamedTuple):
@@ -140,7 +152,7 @@ def plan(mixture: Mixture, documents: Documents, seed: int) -> Plan:
         _refuse_shortage(name, sum(one.asked.get(name, 0) for one in quotas), draw)
     stages: list[StagePlan] = []
     for stage, one in zip(mixture.stages, quotas, strict=True):
-        stages.append(_plan_stage(mixture, stage, one, draws, documents.tokens, sum(len(earlier.component) for earlier in stages)))
+        stages.append(_plan_stage(mixture, stage, one, draws, documents, sum(len(earlier.component) for earlier in stages)))
     sizes = {name: {"documents": draw.documents, "tokens": draw.tokens} for name, draw in draws.items()}
     return Plan(mixture.sequence_length, sizes, stages)
 
@@ -170,23 +182,27 @@ def _plan_stage(
     stage: Stage,
     quotas: Quota,
     draws: Mapping[str, ComponentDraws],
-    tokens: npt.NDArray[np.int64],
+    documents: Documents,
     first_sequence: int,
 ) -> StagePlan:
-    """Draw, pack and interleave one stage. Its components stand in the order of the mixture."""
+    """Draw, order, pack and interleave one stage. Its components stand in the order of the mixture."""
     from mixing.draws import round_tokens
-    from mixing.packing import interleave, pack
+    from mixing.packing import WINDOW, interleave, pack
 
     names = list(mixture.components)
     packed: list[Packed] = []
     components = {}
-    waiting = np.zeros(len(tokens), np.uint8)
+    waiting = np.zeros(len(documents.tokens), np.uint8)
     mixed = [name for name in names if name in quotas.asked]
     for name in mixed:
-        drawn = draws[name].take(stage.name, stage.draw, round_tokens(quotas.asked[name], stage.rounds))
-        packed.append(pack(drawn.pieces, mixture.sequence_length, mixture.fill, waiting))
+        rounds = round_tokens(quotas.asked[name], stage.rounds)
+        drawn, window = draws[name].take(stage.name, stage.draw, rounds), WINDOW
+        if stage.order is not None and name in (stage.order.components or mixed):
+            drawn = drawn._replace(pieces=in_order(drawn.pieces, rounds, documents.values[stage.order.by], stage.order))
+            window = window_of(quotas.asked[name], mixture.sequence_length, stage.order)
+        packed.append(pack(drawn.pieces, mixture.sequence_length, mixture.fill, waiting, window))
         numbers = {"weight": quotas.shares[name], "asked_tokens": quotas.asked[name]}
-        components[name] = numbers | _component_header(drawn, packed[-1], tokens)
+        components[name] = numbers | _component_header(drawn, packed[-1], documents.tokens)
     order = interleave([len(part.first_span) for part in packed])
     columns = _assemble(order, packed)
     realised = int(columns["length"].sum(dtype=np.int64))

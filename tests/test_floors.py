@@ -31,6 +31,7 @@ ORDER = {
         "budget",
         "packing",
         "draws",
+        "order",
         "plan",
         "write",
         "findings",
