@@ -64,6 +64,8 @@ ORDER = {
         "formats.tables",
         "formats.delimited",
         "formats.documents",
+        "formats.web",
+        "formats.warc",
         "formats",
         "selection",
         "work",
