@@ -22,14 +22,17 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recipes import built, pool_of, recipe, text_of, write_corpus
+from warcio.archiveiterator import ArchiveIterator
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 from curation import formats
-from curation.engine import Engine
+from curation.engine import Engine, Run
 from curation.formats.records import Fields, Record
 from curation.formats.warc import read_warc
 from curation.formats.web import Page, decoded, extracted, read_html
+from curation.models import resolve_references
+from curation.signals import SIGNALS
 from curation.sources import SourceConfig, cut, resolve
 from curation.work import Digests, Work
 from mixing import UserError
@@ -562,6 +565,33 @@ def test_warc_sizes_add_up_to_the_decoded_file_before_its_last_document(tmp_path
     assert until_last - 4 * 15 <= sum(record.size for record in found) <= until_last
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_warc_of_random_records_gives_what_the_iterator_of_warcio_gives(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    warc = Warc(packed=data.draw(st.booleans()))
+    words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40) | st.sampled_from(
+        ["WARC/1.0\r\n", "\r\n\r\n", "a\r\n\r\nWARC/1.1\r\nb"]
+    )
+    for _ in range(data.draw(st.integers(0, 8))):
+        kind = data.draw(st.sampled_from(["conversion", "metadata", "response"]))
+        block = data.draw(words).encode()
+        if kind == "response":
+            warc.response(block, "text/plain")
+        else:
+            warc.add(kind, block, Content_Type="text/plain")
+
+    found = from_warc(tmp_path_factory.mktemp("warc") / "a", warc.content)
+
+    expected = [
+        (number, one.content_stream().read().decode())
+        for number, one in enumerate(ArchiveIterator(io.BytesIO(warc.content)))
+        if one.rec_type != "metadata"
+    ]
+    assert [(record.position, record.text) for record in found] == [(number, text.removeprefix("\ufeff")) for number, text in expected]
+
+
 # --- WARC: damage
 
 
@@ -785,6 +815,32 @@ def test_key_of_what_was_read_follows_the_version_of_the_extractor_for_web_pages
     after = names()
 
     assert {end for end in before if before[end] != after[end]} == {"html", "warc"}
+
+
+def test_build_after_a_new_version_of_the_extractor_is_a_new_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_corpus(tmp_path)
+    keys: list[str] = []
+    for number in ("1", "1", "2"):
+        out = tmp_path / f"out-{len(keys)}"
+        monkeypatch.setattr(formats, "version", lambda package, number=number: number)
+        built(tmp_path, web_recipe(tmp_path), out)
+        keys.append(json.loads((out / "provenance.json").read_text())["build"])
+
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_references_of_web_pages_carry_the_version_of_the_extractor(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(ARTICLE)
+    (tmp_path / "b.txt").write_text(FIRST)
+    config = SIGNALS["fasttext"].config.model_validate({"kind": "fasttext", "train": {"positive": "a.html", "negative": "b.txt"}})
+
+    with Engine(1) as engine:
+        run = Run(tmp_path / "work", 1)
+        found = resolve_references("steps[0]", "fasttext", config, [], tmp_path, run, Digests(Work(tmp_path / "work")), engine)
+
+    readers = {reference.role: set(reference.readers) for reference in found}
+    assert {role: "trafilatura" in names for role, names in readers.items()} == {role: "positive" in role for role in readers}
+    assert len(readers) == 2
 
 
 @pytest.mark.parametrize(("name", "package"), [("a.html", "trafilatura"), ("a.warc", "warcio"), ("a.html", "lxml_html_clean")])
