@@ -5,7 +5,7 @@ A page is decoded strictly: by a byte order mark, as UTF-8 if it is UTF-8, else 
 then takes the main text: navigation, footers, scripts and readers' comments go; headings, paragraphs, lists, tables and code stay, one line each.
 
 The result depends on the page and the versions of `PACKAGES` alone, which are part of the key of what was read: no clock bounds the work but the size of the page and of its tree, a
-date is only taken where the page states one, and nothing is remembered from page to page. About 60 pages or 3 MB a second and core.
+date is only taken where the page states one, and nothing is remembered from page to page. About 30 pages a second and core.
 """
 
 from __future__ import annotations
