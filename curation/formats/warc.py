@@ -24,7 +24,7 @@ from curation.remote import Place
 
 PACKAGES = (*web.PACKAGES, "warcio", "brotli")
 COLUMNS = (*web.COLUMNS, "id", "content_type")
-RECORD_BYTES = 64 << 20
+RECORD_BYTES = 32 << 20
 HEADER_BYTES = 64 << 10
 GZIP_AT_ONCE = 1 << 16
 PAGES = ("text/html", "application/xhtml+xml")
@@ -68,7 +68,7 @@ def _page_of(stored: _Stored, names: set[str]) -> web.Page | None:
     header = StatusAndHeadersParser([], verify=False).parse(io.BytesIO(stored.head))
     kind, url = (header.get_header("WARC-Type") or "").lower(), (header.get_header("WARC-Target-URI") or "").strip("<>")
     content_type, block, http = header.get_header("Content-Type") or "", io.BytesIO(stored.block), None
-    if kind == "response" and url.lower().startswith(("http:", "https:")):
+    if kind == "response" and (url.lower().startswith(("http:", "https:")) or content_type.lower().startswith("application/http")):
         try:
             http = StatusAndHeadersParser([], verify=False).parse(block)
         except EOFError:

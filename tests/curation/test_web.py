@@ -122,6 +122,13 @@ def test_html_entities_and_markup_inside_a_paragraph_become_plain_text() -> None
     assert "a < b & c, H2O and grün." in text_of_page(page(FIRST, "a &lt; b &amp; c, H<sub>2</sub>O and gr&uuml;n."))
 
 
+def test_html_character_references_are_read_as_browsers_read_them() -> None:
+    """128 to 159 are windows-1252; control characters and surrogates, which no XML may hold, are nothing."""
+    markup = page(f"It&#146;s 5&#x80; &#150; or&#1;&#xB;&#xD800;&#65535; &#x1F600;&#28;. {FIRST}", LAST)
+
+    assert f"It’s 5€ – or \U0001f600. {FIRST}" in text_of_page(markup)
+
+
 def test_html_read_twice_in_one_process_gives_the_same_text() -> None:
     pages = [page(FIRST, text_of(seed), LAST) for seed in range(5)]
 
@@ -279,6 +286,7 @@ PATHOLOGICAL: list[tuple[str, bytes, str]] = [
     ("random bytes", bytes(range(128, 256)) * 20, "invalid encoding"),
     ("deep", ("<html><body>" + "<div>" * 300 + f"<p>{FIRST}</p>" + "</div>" * 300 + f"<p>{LAST}</p>").encode(), "nested too deeply"),
     ("very deep", b"<b>" * 200_000, "nested too deeply"),
+    ("lists in lists", ("<html><body>" + "<ul><li>" * 110 + "<li>soil" * 2000).encode(), "more text than the page has"),
     ("5 MB", page(*([FIRST] * 50_000)).encode(), "a page of more than 4 MiB"),
     ("many elements", page("<br>" * 60_000).encode(), "a page of more than 50000 elements"),
 ]
@@ -324,6 +332,13 @@ def test_html_as_deep_as_is_read_is_not_too_deep_for_the_extractor(inner: str) -
 )
 def test_html_that_is_broken_is_read_as_far_as_browsers_would(markup: str) -> None:
     assert LAST in text_of_page(markup)
+
+
+def test_html_with_more_structured_data_than_is_searched_keeps_its_text() -> None:
+    """The pattern that trafilatura looks for in JSON-LD would take minutes for these 3 MB."""
+    script = '<script type="application/ld+json">' + '"@type": [' * 300_000 + "</script>"
+
+    assert text_of_page(page(FIRST, LAST, head=script)) == f"On soil\n{FIRST}\n{LAST}"
 
 
 @settings(max_examples=60, deadline=None)
@@ -713,6 +728,14 @@ def test_warc_without_a_record_has_none(tmp_path: Path, content: bytes) -> None:
 
 def test_warc_that_is_no_warc_is_one_record_in_quarantine(tmp_path: Path) -> None:
     assert lost(from_warc(tmp_path / "a.warc", ARTICLE.encode() * 100)) == [(0, "no WARC record begins here")]
+
+
+def test_warc_response_without_its_url_is_read_all_the_same(tmp_path: Path) -> None:
+    content = re.sub(rb"WARC-Target-URI: [^\r]*\r\n", b"", crawl(2, packed=False).content)
+
+    found = from_warc(tmp_path / "a.warc", content, Fields("text", None, {"url": "string"}))
+
+    assert [(record.position, record.text, record.columns) for record in found] == [(0, text_in(0), (None,)), (3, text_in(1), (None,))]
 
 
 def test_warc_response_without_a_status_line_is_quarantined(tmp_path: Path) -> None:
