@@ -203,7 +203,7 @@ def _provenance(resolved: Resolved, encoder: str, run: Run, began: float) -> dic
         "user": os.environ.get("USER", ""),
         "machine": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
+        "versions": {name: version(name) for name in packages} | resolved.readers,
         "encoder": encoder,
         "work": str(run.work.resolve()),
         "build": resolved.key,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from curation.clean import cleaned, has_visible
 from curation.corpus import Corpus
 from curation.engine import Engine, Run
 from curation.finding import hash_files, locate
-from curation.formats import ACCEPTED, FORMATS, format_of, true_format
+from curation.formats import ACCEPTED, FORMATS, format_of, readers_of, true_format
 from curation.formats.records import Fields, records_of
 from curation.holdout import draw, held_contents, texts_of
 from curation.remote import Place
@@ -35,13 +35,14 @@ TEXT = "text"
 
 @dataclass(frozen=True)
 class Referenced:
-    """A reference whose files have been found. `spelled` is how a resolved recipe and the keys hold it."""
+    """A reference whose files have been found. `spelled` is how a resolved recipe and the keys hold it; `readers` are the versions of the packages that read its formats for us."""
 
     role: str
     root: Place | None
     paths: list[str]
     sample: Sample | None
     spelled: object
+    readers: dict[str, str] = field(default_factory=dict)
 
 
 def resolve_references(
@@ -65,6 +66,7 @@ def _resolve(
     unknown = [path for path in paths if format_of(path) is None]
     if unknown:
         raise UserError(f"{where}: cannot read {unknown[0]!r}; accepted, with a column '{TEXT}': {ACCEPTED}")
+    readers = readers_of(where, {path: _format(root, path) for path in paths})
     for path in paths:
         if format_of(path) in ("parquet", "arrow", "delimited"):
             columns = FORMATS[_format(root, path)].columns(root / path, [TEXT])
@@ -74,7 +76,8 @@ def _resolve(
             if TEXT not in there:
                 raise UserError(f"{where}: no column '{TEXT}' in {path}; it has: {', '.join(there)}")
     inputs = hash_files(root, paths, digests, engine, f"hash {role}")
-    return Referenced(role, root, paths, None, {"root": name, "pattern": patterns[0], "digest": key_of([one.digest for one in inputs])})
+    spelled = {"root": name, "pattern": patterns[0], "digest": key_of([one.digest for one in inputs])}
+    return Referenced(role, root, paths, None, spelled, readers)
 
 
 def _format(root: Place, path: str) -> str:
@@ -120,7 +123,8 @@ def train(kind: str, config: BaseModel, references: list[Referenced], ground: Gr
         [shard.name, shard.first_row] for reference in references if reference.sample for shard in ground.corpus.of(reference.sample.sample)
     ]
     spelled = spelled_config(config, references)
-    key = key_of("model", kind, signal.version(config), spelled, ground.seed, of_samples, list(ground.clean), ground.holdout)
+    readers = [reference.readers for reference in references if reference.readers]
+    key = key_of("model", kind, signal.version(config), spelled, ground.seed, of_samples, list(ground.clean), ground.holdout, *readers)
     folder = ground.work.room("models") / key
     if not folder.exists():
         texts = {reference.role: _texts(kind, reference, ground, engine) for reference in references}

@@ -86,7 +86,14 @@ class Resolved:
         versions = {
             step.name: SIGNALS[step.kind].version(step.config) for step in self.steps if isinstance(step, Add) and step.kind in SIGNALS
         }
-        return key_of("build", self.values, versions, SHARD_VERSION, HOLDOUT_VERSION, NEAR_VERSION, SIGNATURE_VERSION)
+        readers = [self.readers] if self.readers else []
+        return key_of("build", self.values, versions, SHARD_VERSION, HOLDOUT_VERSION, NEAR_VERSION, SIGNATURE_VERSION, *readers)
+
+    @property
+    def readers(self) -> dict[str, str]:
+        """The versions of the packages that read a format for us: part of every key, and of no recipe."""
+        steps = [reference.readers for step in self.steps if isinstance(step, Add) for reference in step.references]
+        return dict(sorted(item for readers in [*(source.readers for source in self.sources), *steps] for item in readers.items()))
 
 
 # --- reading

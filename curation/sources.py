@@ -4,7 +4,7 @@ A source's files are cut into units of work by what they are alone (never by wor
 64 MiB byte ranges, extended to the next line end; any other file as one stream; files under 8 MiB together, in one of 256 buckets by the hash of their path, so that one
 more small file touches one bucket. A source with a `limit` is one unit, which reads its files in order until it has that many records. A unit becomes shards of about
 64 MiB of decoded bytes and a `unit.json` that says which files' records they hold; it is named by a key over the files' digests, the fields read, what is chosen of
-them and the clean steps, so the same input is read once for all recipes that share a work directory.
+them, the clean steps and, for web pages, the versions of what extracts their text, so the same input is read once for all recipes that share a work directory.
 
 A shard is one Parquet file with a row per usable document: `run` (which file of the unit), `ordinal` (running number in that file, unusable records counted),
 `position`, `content` (xxh3-128 of the text as written), `key`, `bytes`, `text` and the carried columns; beside it lies the quarantine:
@@ -31,7 +31,7 @@ from curation import rules
 from curation.clean import has_visible
 from curation.engine import Engine
 from curation.finding import hash_files, locate, natural
-from curation.formats import ACCEPTED, FORMATS, OPEN_ENDED, format_of, true_format
+from curation.formats import ACCEPTED, FORMATS, OPEN_ENDED, format_of, readers_of, true_format
 from curation.formats.records import EXCERPT, Chunk, Fields
 from curation.remote import Place
 from curation.selection import BUILT_IN, TYPES, Choice, is_expression, names_in, schema_of, select
@@ -80,7 +80,7 @@ class SourceConfig(BaseModel):
 @dataclass(frozen=True)
 class Source:
     """A source whose files have been found and hashed. `root` is a place that only this run knows; `root_name` and `pattern` are what a recipe keeps. `formats` has one entry
-    a file; `extras` are columns that `text` and `where` look at and the pool does not hold."""
+    a file; `extras` are columns that `text` and `where` look at and the pool does not hold; `readers` are the versions of the packages that read a format for us."""
 
     name: str
     config: SourceConfig
@@ -91,6 +91,7 @@ class Source:
     columns: dict[str, str]
     formats: dict[str, str] = field(default_factory=dict)
     extras: dict[str, str] = field(default_factory=dict)
+    readers: dict[str, str] = field(default_factory=dict)
 
     @property
     def fields(self) -> Fields:
@@ -141,6 +142,8 @@ def resolve(name: str, config: SourceConfig, folder: Path, roots: dict[str, str]
     inputs = hash_files(root, paths, digests, engine, f"hash {name}")
     names = _looked_at(where, config)
     looks = {one.path: _look(where, root, one, names, digests) for one in inputs}
+    formats = {path: look.format for path, look in looks.items()}
+    readers = readers_of(f"{where}.files", formats)
     text = [] if is_expression(config.text) else [config.text]
     for path, look in looks.items():
         if look.columns is not None and look.format not in OPEN_ENDED:
@@ -148,7 +151,7 @@ def resolve(name: str, config: SourceConfig, folder: Path, roots: dict[str, str]
     types = _agreed(where, [name for name in names if name not in text], looks)
     carried = {column: types.get(column, "string") for column in config.columns}
     extras = {column: types.get(column, "string") for column in names if column not in (*config.columns, *BUILT_IN, config.key, *text)}
-    source = Source(name, config, root, root_name, below, inputs, carried, {path: look.format for path, look in looks.items()}, extras)
+    source = Source(name, config, root, root_name, below, inputs, carried, formats, extras, readers)
     _check_expressions(where, source)
     return source
 
@@ -260,9 +263,9 @@ def _unit(source: Source, pieces: list[Piece], clean: tuple[str, ...], cut_bytes
     chosen = (
         [] if choice is None and limit is None else [[choice and choice.text, choice and choice.where, choice and choice.carried, limit]]
     )
-    name = key_of(
-        "shard", SHARD_VERSION, fields.text, fields.key, columns, list(clean), cut_bytes, [list(piece) for piece in pieces], *chosen
-    )
+    readers = {name: source.readers[name] for piece in pieces for name in FORMATS[piece.format].packages}
+    parts = [fields.text, fields.key, columns, list(clean), cut_bytes, [list(piece) for piece in pieces], *chosen]
+    name = key_of("shard", SHARD_VERSION, *parts, *([readers] if readers else []))
     return Unit(name, source.root, pieces, fields, clean, cut_bytes, choice, limit)
 
 

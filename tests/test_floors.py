@@ -72,6 +72,8 @@ ORDER = {
         "formats.tables",
         "formats.delimited",
         "formats.documents",
+        "formats.web",
+        "formats.warc",
         "formats",
         "selection",
         "work",
@@ -97,7 +99,21 @@ ORDER = {
 }
 BETWEEN = {"curation": {"curation", "mixing"}, "mixing": {"mixing"}, "train": {"train", "mixing"}}
 TRAIN_MAY_IMPORT = {"mixing", "mixing.manifest", "mixing.measurements"}
-HEAVY = {"polars", "numba", "torch", "pyarrow", "numpy", "transformers", "tokenizers", "fasttext", "fastokens", "scipy"}
+HEAVY = {
+    "polars",
+    "numba",
+    "torch",
+    "pyarrow",
+    "numpy",
+    "transformers",
+    "tokenizers",
+    "fasttext",
+    "fastokens",
+    "scipy",
+    "lxml",
+    "trafilatura",
+    "warcio",
+}
 MODULE_LINES, FUNCTION_LINES = 450, 45
 LOOKED_AT = {"mixing.packing._pack"}  # one kernel whose parts share a dozen arrays: cut in two, each half would take them all
 NAMES_WITHOUT_A_PURPOSE = {"utils", "common", "base", "helpers", "registry", "misc"}

@@ -1,17 +1,20 @@
 """Every format that is read, and how it is told: by the end of a file's name, or by what the file is where its first bytes say otherwise.
 
-A format is four functions: its columns, its records, where a large file may be cut, and nothing else; `FORMATS` lists them. Adding one: its functions and a line there.
+A format is three functions: its columns, its records, and where a large file may be cut; and the packages of the extra `web` that read it, whose versions are then part of the key of
+what was read. `FORMATS` lists them. Adding one: its functions and a line there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from curation.formats import delimited, documents, lines, streams, tables
+from curation.formats import delimited, documents, lines, streams, tables, warc, web
 from curation.formats.records import Chunk, Fields
 from curation.remote import Place
+from mixing import UserError
 
 Columns = list[tuple[str, str | None]] | None
 Spans = list[tuple[int, int | None]]
@@ -25,6 +28,7 @@ class Format(NamedTuple):
     columns: Callable[[Place, list[str]], Columns]
     read: Callable[[Place, Fields, int, int | None], Iterator[Chunk]]
     spans: Callable[[Place, int, int], Spans]
+    packages: tuple[str, ...] = ()
 
 
 def format_of(path: str) -> str | None:
@@ -49,6 +53,21 @@ def true_format(path: Place, name: str) -> str:
     if name in ("parquet", "arrow") and head[:4] != b"PAR1" and streams.decoded_head(path, 4096).lstrip(b" \t\r\n")[:1] == b"{":
         return "lines"
     return name
+
+
+def readers_of(where: str, formats: dict[str, str]) -> dict[str, str]:
+    """The packages, with their versions, that read files of these formats (`formats`: path -> format); a UserError if one is not installed."""
+    versions: dict[str, str] = {}
+    for path, form in formats.items():
+        for package in FORMATS[form].packages:
+            try:
+                versions[package] = versions.get(package) or version(package)
+            except PackageNotFoundError:
+                raise UserError(
+                    f"{where}: {path} is {form.upper()}, which is read by {package}, and that is not installed; "
+                    "accepted without it: any other format; install it with: pip install 'tilth[web]'"
+                ) from None
+    return dict(sorted(versions.items()))
 
 
 # --- cutting
@@ -90,6 +109,8 @@ FORMATS = {
     ),
     "delimited": Format(lambda path, names: delimited.delimited_columns(path), delimited.read_delimited, _whole),
     "text": Format(lambda path, names: [("text", "string")], documents.read_document, _whole),
+    "html": Format(lambda path, names: [(name, "string") for name in web.COLUMNS], web.read_html, _whole, web.PACKAGES),
+    "warc": Format(lambda path, names: [(name, "string") for name in warc.COLUMNS], warc.read_warc, _whole, warc.PACKAGES),
 }
 OPEN_ENDED = {"lines"}  # formats in which every record has columns of its own
 ENDINGS = {
@@ -98,6 +119,8 @@ ENDINGS = {
     **dict.fromkeys((".arrow", ".feather", ".ipc", ".arrows"), "arrow"),
     **dict.fromkeys((".csv", ".tsv"), "delimited"),
     **dict.fromkeys((".txt", ".md", ".markdown", ".rst"), "text"),
+    **dict.fromkeys((".html", ".htm", ".xhtml"), "html"),
+    ".warc": "warc",
 }
 PACKED = (".gz", ".zst", ".bz2")
 ACCEPTED = f"{', '.join(ENDINGS)}; all but Parquet and Arrow also with {', '.join(PACKED)}"

@@ -42,7 +42,7 @@ def line_blocks(path: Place, begin: int, end: int | None) -> Iterator[tuple[int,
     with path.open("rb") as handle:
         position = _seek_line(handle, begin) if begin else 0
         parts: list[bytes] = []  # of the line that has begun
-        for block in _decoded(handle) if begin else _in_utf8(_decoded(handle)):
+        for block in decoded_blocks(handle) if begin else _in_utf8(decoded_blocks(handle)):
             if end is not None and position >= end:
                 return
             if isinstance(block, str):
@@ -67,9 +67,9 @@ def line_blocks(path: Place, begin: int, end: int | None) -> Iterator[tuple[int,
             yield position, last
 
 
-def _decoded(handle: BinaryIO) -> Iterator[bytes | str]:
+def decoded_blocks(handle: BinaryIO) -> Iterator[bytes | str]:
     """Unpacked bytes in order, everything that can be unpacked; then, if the stream is damaged, the reason."""
-    kind = _compression(handle)
+    kind = compression_of(handle)
     if kind == "plain":
         while block := handle.read(BLOCK):
             yield block
@@ -105,7 +105,7 @@ def _in_utf8(blocks: Iterator[bytes | str]) -> Iterator[bytes | str]:
         head += block
         if len(head) >= 4:
             break
-    name = _encoding(head[:4])
+    name = encoding_of(head[:4])
     if name is None:
         yield from chain((head,), blocks)
         return
@@ -123,7 +123,7 @@ def _in_utf8(blocks: Iterator[bytes | str]) -> Iterator[bytes | str]:
         yield f"damaged {name} stream: it ends too early"
 
 
-def _encoding(head: bytes) -> str | None:
+def encoding_of(head: bytes) -> str | None:
     """The encoding that the first four bytes tell, by a byte order mark or by the zeros between letters; None for UTF-8."""
     marks = (
         (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -143,7 +143,7 @@ def decoded_bytes(path: Place) -> tuple[bytes, str | None]:
     parts: list[bytes] = []
     reason = None
     with path.open("rb") as handle:
-        for block in _in_utf8(_decoded(handle)):
+        for block in _in_utf8(decoded_blocks(handle)):
             if isinstance(block, str):
                 reason = block
             else:
@@ -155,7 +155,7 @@ def decoded_head(path: Place, size: int = 1 << 16) -> bytes:
     """The first bytes of a file in UTF-8, without a byte order mark."""
     head = b""
     with path.open("rb") as handle:
-        for block in _in_utf8(_decoded(handle)):
+        for block in _in_utf8(decoded_blocks(handle)):
             if isinstance(block, str):
                 break
             head += block
@@ -169,7 +169,7 @@ def decoded_size(path: Place, sample: int) -> int:
     size = path.stat().st_size
     with path.open("rb") as handle:
         decoded = 0
-        for block in _in_utf8(_decoded(handle)):
+        for block in _in_utf8(decoded_blocks(handle)):
             decoded += len(block) if isinstance(block, bytes) else 0
             if decoded >= sample:
                 break
@@ -183,7 +183,7 @@ def _decoder(kind: str) -> Any:
     return zlib.decompressobj(wbits=31) if kind == "gzip" else zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
 
 
-def _compression(handle: BinaryIO) -> str:
+def compression_of(handle: BinaryIO) -> str:
     here = handle.tell()
     handle.seek(0)
     magic = handle.read(10)
@@ -199,7 +199,7 @@ def _compression(handle: BinaryIO) -> str:
 def is_stream(path: Place) -> bool:
     """Whether a file can only be read from its start, because it is compressed or not in UTF-8."""
     with path.open("rb") as handle:
-        return _compression(handle) != "plain" or _encoding(handle.read(4)) is not None
+        return compression_of(handle) != "plain" or encoding_of(handle.read(4)) is not None
 
 
 def _seek_line(handle: BinaryIO, begin: int) -> int:

@@ -260,7 +260,75 @@ def document_cases() -> list[Case]:
     return found
 
 
-CASES = [*line_cases(), *table_cases(), *row_cases(), *document_cases()]
+def page(text: str) -> str:
+    return f"<!DOCTYPE html><html><head><title>t</title></head><body><nav>menu</nav><article><p>{text}</p></article><footer>end</footer></body></html>"
+
+
+def page_cases() -> list[Case]:
+    text = "A paragraph é\u4e2d that is long enough to be taken for the text of its page, because it goes on and on. " * 4
+    whole, text = page(text).encode(), text.strip()
+    found = []
+    for name in ("a.html", "a.htm", "a.xhtml"):
+        for end, pack in PACK.items():
+            found.append(Case(f"{name}{end} whole", pack(whole), [text], {}))
+        for encoding in ("utf-8-sig", "utf-16", "utf-16-le", "utf-32"):
+            found.append(Case(f"{name} {encoding}", whole.decode().encode(encoding), [text], {}))
+        declared = whole.replace(b"<title>", b"<meta charset=gb2312><title>").decode().encode("gb18030")
+        found.append(Case(f"{name} declared", declared, [text], {}))
+        found.append(Case(f"{name} not declared", whole.decode().encode("gb18030"), [], {"invalid encoding": 1}))
+        found.append(Case(f"{name} nul", whole.replace(b"long", b"lo\0ng"), [], {"raw NUL byte": 1}))
+        found.append(Case(f"{name} no bytes", b"", [], {"no main text": 1}))
+        found.append(Case(f"{name} frames", b"<html><frameset><frame src='a.html'></frameset></html>", [], {"no main text": 1}))
+        found.append(Case(f"{name} nested", b"<div>" * 100_000 + whole, [], {"nested too deeply": 1}))
+        found.append(Case(f"{name} huge", page("x " * 3_000_000).encode(), [], {"a page of more than 4 MiB": 1}))
+    packed = gzip.compress(whole + os.urandom(5000).hex().encode())
+    found.append(Case("a.html.gz cut off", packed[:3000], [], {"damaged gzip stream: it ends too early": 1}))
+    return found
+
+
+def stored(text: str | bytes, length: int = 0) -> bytes:
+    """A WARC record of plain text whose Content-Length is wrong by `length`."""
+    block = text.encode() if isinstance(text, str) else text
+    head = f"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Type: text/plain\r\nContent-Length: {len(block) + length}\r\n\r\n"
+    return head.encode() + block + b"\r\n\r\n"
+
+
+def archive_cases() -> list[Case]:
+    records, early = [stored(text) for text in GOOD], "damaged gzip stream: it ends too early"
+    found = []
+    for end, pack in PACK.items():
+        found.append(Case(f"a.warc{end} whole", pack(b"".join(records)), GOOD, {}))
+        found.append(Case(f"a.warc{end} by record", b"".join(map(pack, records)), GOOD, {}))
+        found.append(Case(f"a.warc{end} no bytes", b"", [], {}))
+        found.append(Case(f"a.warc{end} packed nothing", pack(b""), [], {}))
+        for name, record, lost in (
+            ("too short", stored("a text", -2), {"wrong Content-Length": 1}),
+            ("too long", stored("a text", 50), {"wrong Content-Length": 1}),
+            ("far too long", stored("a text", 10**12), {"wrong Content-Length": 1}),
+            ("no length", stored("a text").replace(b"Content-Length", b"Content-Size"), {"broken WARC header": 1}),
+            ("invalid utf-8", stored(b"a\xfftext"), {"invalid encoding": 1}),
+            ("nul", stored("a\0text"), {"raw NUL byte": 1}),
+            ("empty", stored(""), {"empty text": 1}),
+            ("image", stored("x").replace(b"text/plain", b"image/png"), {}),
+            ("request", stored("x").replace(b"conversion", b"request"), {}),
+        ):
+            found.append(Case(f"a.warc{end} {name}", b"".join(map(pack, [*records[:20], record, *records[20:]])), GOOD, lost))
+    members = [gzip.compress(record) for record in records]
+    found.append(Case("a.warc cut off", b"".join(records)[:-8], GOOD[:39], {"the file ends within a record": 1}))
+    found.append(Case("a.warc.gz cut off", b"".join(members)[:-8], GOOD[:39], {early: 1}))
+    found.append(Case("a.warc.gz garbage", b"".join([*members[:20], b"garbage", *members[20:]]), GOOD, {"damaged gzip stream": 1}))
+    half = [*members[:20], members[20][:60], *members[21:]]
+    found.append(Case("a.warc.gz half a member", b"".join(half), GOOD[:20] + GOOD[21:], {"damaged gzip stream": 1}))
+    flipped = [*members[:20], overwritten(members[20], len(members[20]) - 6, 1), *members[21:]]
+    found.append(Case("a.warc.gz wrong checksum", b"".join(flipped), GOOD[:20] + GOOD[21:], {"damaged gzip stream": 1}))
+    frames = b"".join(zstandard.compress(record) for record in records[:20]) + zstandard.compress(records[20])[:-5]
+    # Nothing shows that the record before the cut is whole.
+    found.append(Case("a.warc.zst cut off", frames, GOOD[:19], {"damaged zstd stream: it ends too early": 1}))
+    found.append(Case("a.warc is no WARC", page(GOOD[0]).encode(), [], {"no WARC record begins here": 1}))
+    return found
+
+
+CASES = [*line_cases(), *table_cases(), *row_cases(), *document_cases(), *page_cases(), *archive_cases()]
 
 
 def read_all(folder: Path, work: Path, **config: Any) -> tuple[list[str], Counter[str]]:
@@ -276,7 +344,7 @@ def read_all(folder: Path, work: Path, **config: Any) -> tuple[list[str], Counte
         texts += pq.read_table(shard)["text"].to_pylist()
         assert facts.rows + sum(facts.quarantined.values()) == sum(count for *_, count in facts.runs)
         for reason, count in facts.quarantined.items():
-            plain = reason if "stream" in reason or ":" not in reason else reason.split(":")[0]
+            plain = reason if "stream: it ends" in reason or ":" not in reason else reason.split(":")[0]
             lost[plain] += count
     return texts, lost
 
@@ -308,6 +376,11 @@ def test_matrix_has_no_case_twice_and_covers_every_format() -> None:
         "a.tsv",
         "a.txt",
         "a.md",
+        "a.html",
+        "a.xhtml.gz",
+        "a.warc",
+        "a.warc.gz",
+        "a.warc.zst",
     } <= {name.split(" ")[0] for name in names}
 
 
