@@ -97,8 +97,8 @@ def _rows(path: Place) -> Iterator[_Row]:
         try:
             found = next(csv.reader(feed(), delimiter=delimiter, strict=True), None)
             reason = None
-        except csv.Error as error:
-            found, reason = [], f"broken CSV: {error}"
+        except csv.Error:
+            found, reason = [], "broken CSV"
         if found is None:
             break
         if len(taken) > 1 and (reason or width not in (-1, len(found))):

@@ -33,7 +33,8 @@ class Fields(NamedTuple):
 
 
 class Record(NamedTuple):
-    """`reason` is None for a usable record, whose `text` is then str and not yet cleaned; otherwise `excerpt` shows what was found."""
+    """`reason` is None for a usable record, whose `text` is then str and not yet cleaned; otherwise `excerpt` shows what was found.
+    Reasons are the project's own words: they stand in the manifest, which no library's version may change; what a library says of damage is an excerpt."""
 
     position: int
     size: int

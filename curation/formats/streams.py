@@ -15,7 +15,6 @@ from typing import Any, BinaryIO
 
 import zstandard
 
-from curation.formats.records import one_line
 from curation.remote import Place
 
 BLOCK = 1 << 20  # what is parsed at a time: as much as the caches of a core hold
@@ -84,9 +83,9 @@ def decoded_blocks(handle: BinaryIO) -> Iterator[bytes | str]:
                     decoder, ended = _decoder(kind), False
                 try:
                     decoded.append(decoder.decompress(piece))
-                except (zlib.error, zstandard.ZstdError, OSError) as error:
+                except (zlib.error, zstandard.ZstdError, OSError):
                     yield b"".join(decoded)
-                    yield f"damaged {kind} stream: {one_line(error)}"
+                    yield f"damaged {kind} stream"
                     return
                 ended = decoder.eof
                 piece = decoder.unused_data if ended else b""

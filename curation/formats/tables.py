@@ -58,8 +58,8 @@ def read_parquet(path: Place, fields: Fields, first_group: int = 0, last_group: 
                     yield _from_table(position, pa.Table.from_batches([batch]), fields)
                     position += batch.num_rows
             except UNREADABLE as error:
-                lost = f"damaged row group: {one_line(error)}"
-                yield chunk_of([refused(row, 0, lost, "") for row in range(position, end)], len(fields.columns))
+                lost = "damaged row group"
+                yield chunk_of([refused(row, 0, lost, one_line(error)) for row in range(position, end)], len(fields.columns))
             position = end
 
 
@@ -93,8 +93,10 @@ def read_arrow(path: Place, fields: Fields, first_batch: int = 0, last_batch: in
             try:
                 chunk = _from_batch(position, file.get_batch(number), fields)
             except UNREADABLE as error:
-                lost = f"damaged record batch: {one_line(error)}"
-                chunk = chunk_of([refused(position + row, 0, lost, "") for row in range(_rows(file, number))], len(fields.columns))
+                lost = "damaged record batch"
+                chunk = chunk_of(
+                    [refused(position + row, 0, lost, one_line(error)) for row in range(_rows(file, number))], len(fields.columns)
+                )
             yield chunk
             position += len(chunk.position)
 
@@ -111,7 +113,7 @@ def _read_stream(source: Any, fields: Fields) -> Iterator[Chunk]:
                 yield chunk
                 position += len(chunk.position)
     except UNREADABLE as error:
-        reason = f"damaged record batch: {one_line(error)}" if opened else "not an Arrow file"
+        reason = "damaged record batch" if opened else "not an Arrow file"
         yield chunk_of([refused(position, 0, reason, one_line(error))], len(fields.columns))
     else:
         if cut:

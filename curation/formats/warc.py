@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from curation.formats import web
-from curation.formats.records import Chunk, Fields, Record, in_chunks, one_line
+from curation.formats.records import Chunk, Fields, Record, in_chunks
 from curation.formats.streams import DECODED_AT_ONCE, compression_of, decoded_blocks
 from curation.remote import Place
 
@@ -290,18 +290,18 @@ def _gzip_members(handle: BinaryIO) -> Iterator[bytes | str | None]:
                 chunk, place = handle.read(GZIP_AT_ONCE), 0
             try:
                 block = decoder.decompress(chunk[place : place + DECODED_AT_ONCE])
-            except zlib.error as error:
-                reason = one_line(error)
+            except zlib.error:
+                reason = "damaged gzip stream"
                 break
             if block:
                 yield block
-            reason = None if chunk else "it ends too early"
+            reason = None if chunk else "damaged gzip stream: it ends too early"
             place = min(place + DECODED_AT_ONCE, len(chunk))
         if reason is None:
             chunk, place = chunk[place - len(decoder.unused_data) :], 0
             yield None
             continue
-        yield f"damaged gzip stream: {reason}"
+        yield reason
         found = _next_member(handle, begin + 1)
         if found is None:
             return
