@@ -57,6 +57,7 @@ ORDER = {
         "dedup.runs",
         "dedup.store",
         "dedup.banding",
+        "dedup.rare",
         "dedup.exact",
         "dedup.near",
         "dedup.holdout",

@@ -5,9 +5,12 @@ every candidate is verified, banding is chosen for recall alone: the longest row
 
 Buckets of up to `SMALL` members give all their pairs at once. A larger bucket goes in rounds: its first `FIRST_LEADERS` live members in row
 order, then twice as many, and so on, are compared with everyone behind them, and who is removed in between is never compared again. So a
-bucket of n copies of one template costs n comparisons, not n^2 / 2, and the result is still that of all pairs, as long as a bucket has no more
-than `MOST_LEADERS` kept members. Behind that many leaders the bucket closes: the remaining members are not compared with each other here (they
-may still meet in another band), and the pairs given up are counted and reported.
+bucket of n near-copies costs n comparisons, not n^2 / 2, and the result is still that of all pairs.
+
+A bucket of documents that resemble each other but stay (pages of one template) would cost all pairs. When a round leaves more than `LARGE`
+members, and more than half of those there were, the bucket is *crowded*: it is left, and its members are joined by rare shingles instead (`rare`), in
+buckets of the same kind. Only there a bucket may close behind `MOST_LEADERS` leaders: the remaining members are not compared with each other in
+it (they may still meet in another), and the pairs given up are counted and reported.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ from curation.words import Bytes, Hashes, Offsets, kernel
 RECALL = 0.995
 SMALL = 32
 FIRST_LEADERS = 8
-MOST_LEADERS = 1000
+LARGE = 128
+LAST_WAVE = 6  # of a band's bucket: it is crowded if it is still large then
+MOST_LEADERS = 10_000
 
 _SEED = np.uint64(0x2545F4914F6CDD1D)
 _FOLD = np.uint64(0xD6E8FEB86659FD93)
@@ -74,12 +79,17 @@ def band_keys(signatures: Signatures, bands: int, rows: int) -> Hashes:
     return out
 
 
+NO_FACTS = np.empty(0, np.uint64)
+
+
 class Buckets(NamedTuple):
     members: Hashes
     """Rows, ascending within each bucket."""
     offsets: Offsets
     leaders: npt.NDArray[np.int64]
     """How many members at the head of each bucket have been compared with all others."""
+    facts: Hashes = NO_FACTS
+    """What `rare` knows of each member of a list of rare shingles; nothing for bands."""
 
 
 def group(keys: Hashes, rows: Hashes) -> Buckets:
@@ -103,23 +113,51 @@ def live(buckets: Buckets, status: Bytes) -> Buckets:
     before = np.concatenate([[0], np.cumsum(stays)])
     offsets = before[buckets.offsets]
     leaders = before[buckets.offsets[:-1] + buckets.leaders] - offsets[:-1]
-    return Buckets(buckets.members[stays], offsets, leaders)
+    return Buckets(buckets.members[stays], offsets, leaders, buckets.facts[stays] if len(buckets.facts) else buckets.facts)
+
+
+def crowded(before: Offsets, buckets: Buckets, wave: int) -> npt.NDArray[np.bool_]:
+    """Which live `buckets` of a round, large ones with offsets `before` in the last, are to be joined by rare shingles."""
+    size = np.diff(buckets.offsets)
+    found: npt.NDArray[np.bool_] = (size > LARGE) & ((2 * size > np.diff(before)) | (wave >= LAST_WAVE)) & (wave > 0)
+    return found
+
+
+def parted(buckets: Buckets, out: npt.NDArray[np.bool_]) -> tuple[Buckets, Hashes]:
+    """The buckets that are not `out`, and the distinct members of those that are."""
+    size = np.diff(buckets.offsets)
+    members_out = np.repeat(out, size)
+    offsets = np.concatenate([[0], np.cumsum(size[~out])]).astype(np.int64)
+    return Buckets(buckets.members[~members_out], offsets, buckets.leaders[~out]), np.unique(buckets.members[members_out])
 
 
 def next_leaders(buckets: Buckets, wave: int) -> npt.NDArray[np.int64]:
-    """How many members of each bucket have led after round `wave` (from 0)."""
+    """How many members of each bucket have led after round `wave` (from 0). A list of rare shingles, whose pairs are mostly ruled out by a glance, goes on faster."""
+    more = FIRST_LEADERS << 2 * wave + 3 if len(buckets.facts) else FIRST_LEADERS << wave
     size = np.diff(buckets.offsets)
-    lead: npt.NDArray[np.int64] = np.where(size <= SMALL, size, np.minimum(buckets.leaders + (FIRST_LEADERS << wave), MOST_LEADERS))
+    lead: npt.NDArray[np.int64] = np.where(size <= SMALL, size, np.minimum(buckets.leaders + more, MOST_LEADERS))
     np.minimum(lead, np.maximum(size - 1, 0), out=lead)
     return lead
 
 
 @kernel
 def emit(
-    members: Hashes, offsets: Offsets, leaders: Offsets, lead: Offsets, place: npt.NDArray[np.int64], lower: Hashes, upper: Hashes
+    members: Hashes,
+    offsets: Offsets,
+    leaders: Offsets,
+    facts: Hashes,
+    ratio: tuple[int, int],
+    lead: Offsets,
+    place: npt.NDArray[np.int64],
+    lower: Hashes,
+    upper: Hashes,
 ) -> int:
-    """Fill `lower` and `upper` with pairs of rows from `place` (bucket, leader, member) on, leave `place` where it stopped; returns how many."""
+    """Fill `lower` and `upper` with pairs of rows from `place` (bucket, leader, member) on, leave `place` where it stopped; returns how many.
+
+    With `facts`, pairs that these keep from reaching the threshold, as a `ratio` of integers, are left out.
+    """
     count = 0
+    low = np.uint64(0xFFFFFFFF)
     bucket, leader, member = place[0], place[1], place[2]
     while bucket < len(lead):
         first = offsets[bucket]
@@ -131,6 +169,12 @@ def emit(
                 if count == len(lower):
                     place[0], place[1], place[2] = bucket, leader, member
                     return count
+                if len(facts):
+                    one, other = facts[first + leader], facts[first + member]
+                    rest = min(np.int64(one & low), np.int64(other & low))
+                    if rest * (ratio[0] + ratio[1]) < ratio[0] * np.int64((one >> np.uint64(32)) + (other >> np.uint64(32))):
+                        member += 1
+                        continue
                 lower[count] = members[first + leader]
                 upper[count] = members[first + member]
                 count += 1
@@ -166,5 +210,8 @@ def leave(buckets: Buckets, lead: npt.NDArray[np.int64]) -> Left:
     offsets = np.concatenate([[0], np.cumsum(size[goes_on])]).astype(np.int64)
     rest = (behind[capped] + 1).astype(object)
     return Left(
-        Buckets(buckets.members[inside], offsets, lead[goes_on]), waiting, int(capped.sum()), int(sum(n * (n - 1) // 2 for n in rest))
+        Buckets(buckets.members[inside], offsets, lead[goes_on], buckets.facts[inside] if len(buckets.facts) else buckets.facts),
+        waiting,
+        int(capped.sum()),
+        int(sum(n * (n - 1) // 2 for n in rest)),
     )

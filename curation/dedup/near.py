@@ -10,10 +10,11 @@ without a word are nobody's near-duplicates.
 Rounds, so that any number of processes agrees: each round emits pairs from the open buckets (`banding`), drops those whose signatures put them
 `MARGIN` standard errors below the threshold (a miss of 1 in 10,000 at a threshold of 0.8 itself), verifies the rest, then walks all verified pairs
 in row order. A document is settled when it has been compared with everyone before it in its buckets and none of its verified neighbours is
-open; the next round compares only members that are not yet removed. Nothing depends on the order of shards, the number of processes or of ranges.
+open; the next round compares only members that are not yet removed. When the bands are done, what is live of their crowded buckets is joined by
+rare shingles (`rare`), in rounds again. Nothing depends on the order of shards, the number of processes or of ranges.
 
-Recall is that of the bands (0.995 or more at the threshold, more above it), less what buckets with more than 1,000 kept members give up, which
-the report counts. Precision is 1: nothing below the threshold is ever removed.
+Recall is that of the bands (0.995 or more at the threshold, more above it), and 1 between members of crowded buckets, less what lists of more than
+10,000 kept documents with one rare shingle give up, which the report counts. Precision is 1: nothing below the threshold is ever removed.
 
 Memory: one range of pairs or buckets and one shard's signatures or candidate texts per process. Disk in `scratch`: 16 bytes per band and
 document, some 26 bytes per row in sparse maps, signatures and shingles of candidates.
@@ -36,6 +37,7 @@ from curation.dedup.banding import (
     Buckets,
     band_keys,
     banding,
+    crowded,
     emit,
     group,
     has_shingles,
@@ -43,9 +45,11 @@ from curation.dedup.banding import (
     leave,
     live,
     next_leaders,
+    parted,
 )
-from curation.dedup.decide import most_similar, settle
+from curation.dedup.decide import REMOVED, most_similar, settle
 from curation.dedup.minhash import PERMUTATIONS, MinhashConfig, agreements, jaccards, shingles
+from curation.dedup.rare import Counts, count_shingles, lists_of, no_counts, prefix_lengths, rarest, ratio_of
 from curation.dedup.runs import RANGE_BYTES, Run, Shard, gather, open_run, ranges, write_decisions, write_run
 from curation.dedup.store import Part, Store, sparse, write_part
 from curation.words import Bytes, Hashes
@@ -53,6 +57,7 @@ from curation.words import Bytes, Hashes
 MARGIN = 4.0
 _KEYED = 1 << 15  # documents whose bands are held at once
 _SHINGLED = 1 << 12  # documents whose shingles are held at once
+_CROWDED = 1 << 14  # documents whose rare shingles are found at once
 _PAIR_BYTES = 32  # of the size of a range: pairs held at once while emitting
 
 
@@ -88,18 +93,10 @@ def near_duplicates(shards: Sequence[Shard], config: MinhashConfig, scratch: Pat
     _fill(work, shards, signatures, _write_signatures, run)
 
     report = Counter(documents=sum(each.documents for each in keyed), bands=bands.bands, band_rows=bands.rows)
-    open_buckets, similar = [part.buckets for part in found], list[Path]()
-    while open_buckets:
-        wave = report["rounds"]
-        emitted = run(_emit, [(work, path, wave, f"{wave}-{i}") for i, path in enumerate(open_buckets)])
-        likely = _drop_unlikely(work, signatures, [path for part in emitted for path in part.pairs], report, run)
-        _want(work, likely)
-        _fill(work, shards, sets, _write_shingles, run)
-        similar += run(_verify, [(work, sets, path, f"{wave}-{i}") for i, path in enumerate(likely)])
-        _mark_waiting(work, [part.waiting for part in emitted])
-        _settle(work, similar)
-        open_buckets = [part.buckets for part in emitted if part.buckets]
-        report.update(rounds=1, buckets_closed=sum(part.closed for part in emitted), pairs_given_up=sum(part.given_up for part in emitted))
+    search = _Search(work, shards, signatures, sets, report, run)
+    similar, crowd = search.compare([part.buckets for part in found], bands=True)
+    if crowd:
+        similar += search.compare(_join_by_rare_shingles(work, shards, sets, crowd, report, run), bands=False, known=similar)[0]
 
     removed = _name_survivors(work, similar)
     report["removed"] = sum(open_run(path).shape[1] for path in removed)
@@ -107,6 +104,38 @@ def near_duplicates(shards: Sequence[Shard], config: MinhashConfig, scratch: Pat
     (scratch / "report.json").write_text(json.dumps(dict(sorted(report.items())), indent=2) + "\n")
     shutil.rmtree(work.folder)
     return decisions
+
+
+class _Search(NamedTuple):
+    """What the rounds of one search share."""
+
+    work: Work
+    shards: Sequence[Shard]
+    signatures: Store
+    sets: Store
+    report: Counter[str]
+    run: Run
+
+    def compare(self, open_buckets: list[Path], *, bands: bool, known: Sequence[Path] = ()) -> tuple[list[Path], list[Path]]:
+        """Rounds until no bucket is open: runs of the verified pairs, and of the rows that crowded buckets held. `known` pairs have their say, too."""
+        work, report, run = self.work, self.report, self.run
+        similar, crowd = list[Path](), list[Path]()
+        wave = 0
+        while open_buckets:
+            name = f"{'band' if bands else 'rare'}-{wave}"
+            emitted = run(_emit, [(work, path, wave, bands, f"{name}-{i}") for i, path in enumerate(open_buckets)])
+            likely = _drop_unlikely(work, self.signatures, [path for part in emitted for path in part.pairs], name, report, run)
+            _want(work, likely)
+            _fill(work, self.shards, self.sets, _write_shingles, run)
+            similar += run(_verify, [(work, self.sets, path, f"{name}-{i}") for i, path in enumerate(likely)])
+            crowd += [part.crowd for part in emitted if part.crowd]
+            _mark_waiting(work, [part.waiting for part in emitted], crowd)
+            _settle(work, [*known, *similar])
+            open_buckets = [part.buckets for part in emitted if part.buckets]
+            closed, given_up = (sum(getattr(part, name) for part in emitted) for name in ("closed", "given_up"))
+            report.update(rounds=1, buckets_closed=closed, pairs_given_up=given_up)
+            wave += 1
+        return similar, crowd
 
 
 class Keyed(NamedTuple):
@@ -148,32 +177,84 @@ def _save_buckets(work: Work, buckets: Buckets, name: str) -> Path:
 class Emitted(NamedTuple):
     pairs: list[Path]
     buckets: Path | None
+    crowd: Path | None
     waiting: Path
     closed: int
     given_up: int
 
 
-def _emit(work: Work, path: Path, wave: int, name: str) -> Emitted:
-    """Task: one round's pairs (upper row, lower row) of one file of buckets, and what is left of the buckets."""
+def _emit(work: Work, path: Path, wave: int, bands: bool, name: str) -> Emitted:
+    """Task: one round's pairs (upper row, lower row) of one file of buckets, and what is left of the buckets; crowded buckets of bands are left out."""
     with np.load(path) as stored:
-        buckets = live(Buckets(stored["members"], stored["offsets"], stored["leaders"]), work.map("status"))
+        before = Buckets(stored["members"], stored["offsets"], stored["leaders"], stored["facts"])
+    buckets = live(before, work.map("status"))
     path.unlink()
+    out = crowded(before.offsets, buckets, wave) if bands else np.zeros(len(buckets.leaders), np.bool_)
+    buckets, rows = parted(buckets, out)
+    crowd = write_run(work.path(f"crowd-{name}"), [rows]) if len(rows) else None
     lead = next_leaders(buckets, wave)
     place = np.zeros(3, np.int64)
     lower, upper = (np.empty(work.range_bytes // _PAIR_BYTES, np.uint64) for _ in range(2))
     pairs: list[Path] = []
-    while count := emit(buckets.members, buckets.offsets, buckets.leaders, lead, place, lower, upper):
+    while count := emit(*buckets, ratio_of(work.threshold), lead, place, lower, upper):
         pairs.append(write_run(work.path(f"pairs-{name}-{len(pairs)}"), [upper[:count], lower[:count]]))
     left = leave(buckets, lead)
     np.save(work.path(f"waiting-{name}"), left.waiting[None])
     rest = _save_buckets(work, left.buckets, f"buckets-{name}") if len(left.buckets.leaders) else None
-    return Emitted(pairs, rest, work.path(f"waiting-{name}"), left.closed, left.given_up)
+    return Emitted(pairs, rest, crowd, work.path(f"waiting-{name}"), left.closed, left.given_up)
 
 
-def _drop_unlikely(work: Work, signatures: Store, pairs: Sequence[Path], report: Counter[str], run: Run) -> list[Path]:
+def _join_by_rare_shingles(
+    work: Work, shards: Sequence[Shard], sets: Store, crowd: Sequence[Path], report: Counter[str], run: Run
+) -> list[Path]:
+    """Files of buckets of the live rows of `crowd`: those that share a rare shingle; takes `crowd` away."""
+    status = work.map("status")
+    _want(work, crowd)
+    wanted = work.map("wanted", "r+")
+    wanted[status == REMOVED] = 0
+    _fill(work, shards, sets, _write_shingles, run)
+    rows = np.flatnonzero(wanted).astype(np.uint64)
+    report.update(crowded=len(rows))
+    parts = [rows[first : first + _CROWDED] for first in range(0, len(rows), _CROWDED)]
+    counts = no_counts()
+    for found in run(_count_shingles, [(sets, part) for part in parts]):
+        counts += found
+    np.save(work.path("counts"), counts)
+    keys = run(_write_postings, [(work, sets, part, work.path(f"postings-{i}")) for i, part in enumerate(parts)])
+    lists: list[Path] = run(
+        _find_lists, [(work, keys, low, high, f"rare-{i}") for i, (low, high) in enumerate(ranges(keys, work.range_bytes))]
+    )
+    for path in [*keys, *crowd]:
+        path.unlink()
+    return lists
+
+
+def _count_shingles(sets: Store, rows: Hashes) -> Counts:
+    """Task: how often each shingle occurs in these documents."""
+    counts = no_counts()
+    count_shingles(sets.values(), sets.spans(rows), counts)
+    return counts
+
+
+def _write_postings(work: Work, sets: Store, rows: Hashes, path: Path) -> Path:
+    """Task: the (rare shingle, row, facts) records of these documents."""
+    spans = sets.spans(rows)
+    lengths = prefix_lengths(spans[:, 1] - spans[:, 0], work.threshold)
+    keys, facts = rarest(sets.values(), spans, lengths, np.load(work.path("counts")))
+    return write_run(path, [keys, np.repeat(rows, lengths), facts])
+
+
+def _find_lists(work: Work, keys: Sequence[Path], low: int, high: int, name: str) -> Path:
+    """Task: the lists of one range of rare shingles."""
+    shingles_and_rows = gather(keys, low, high, 3)
+    lists = lists_of(shingles_and_rows[0], shingles_and_rows[1], shingles_and_rows[2], ratio_of(work.threshold))
+    return _save_buckets(work, lists, f"buckets-{name}")
+
+
+def _drop_unlikely(work: Work, signatures: Store, pairs: Sequence[Path], name: str, report: Counter[str], run: Run) -> list[Path]:
     """Runs of the distinct pairs whose signatures do not rule them out; takes `pairs` away."""
     cuts = ranges(pairs, work.range_bytes)
-    filtered = run(_filter, [(work, signatures, pairs, low, high, f"{report['rounds']}-{i}") for i, (low, high) in enumerate(cuts)])
+    filtered = run(_filter, [(work, signatures, pairs, low, high, f"{name}-{i}") for i, (low, high) in enumerate(cuts)])
     report.update(candidates=sum(part.candidates for part in filtered), verified=sum(part.likely for part in filtered))
     for path in pairs:
         path.unlink()
@@ -252,11 +333,13 @@ def _write_shingles(work: Work, store: Store, shard: Shard, path: Path) -> Part 
     return write_part(path, rows[positions], ((np.diff(offsets), values) for values, offsets in some))
 
 
-def _mark_waiting(work: Work, paths: Sequence[Path]) -> None:
+def _mark_waiting(work: Work, paths: Sequence[Path], crowd: Sequence[Path]) -> None:
+    """Who waits after a round: the rows of `paths`, which are taken away, and those of crowded buckets, until they are joined."""
     waiting = work.map("waiting", "r+")
     waiting[:] = 0
-    for path in paths:
+    for path in [*paths, *crowd]:
         waiting[open_run(path)[0]] = 1
+    for path in paths:
         path.unlink()
 
 

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.dedup.banding import MOST_LEADERS, SMALL, Buckets, band_keys, banding, emit, group, leave, live, next_leaders
+from curation.dedup import banding as banding_module
+from curation.dedup.banding import SMALL, Buckets, band_keys, banding, emit, group, leave, live, next_leaders
 from curation.dedup.decide import REMOVED
 
 Pairs = list[tuple[int, int]]
+MOST = 1000
 
 
 @pytest.mark.parametrize(("threshold", "expected"), [(0.7, (32, 4)), (0.8, (21, 6)), (0.9, (14, 9)), (1.0, (1, 128))])
@@ -31,7 +33,7 @@ def emitted(buckets: Buckets, wave: int, room: int) -> Pairs:
     place = np.zeros(3, np.int64)
     lower, upper = np.empty(room, np.uint64), np.empty(room, np.uint64)
     pairs: Pairs = []
-    while count := emit(buckets.members, buckets.offsets, buckets.leaders, next_leaders(buckets, wave), place, lower, upper):
+    while count := emit(*buckets, (4, 5), next_leaders(buckets, wave), place, lower, upper):
         pairs += zip(lower[:count].tolist(), upper[:count].tolist(), strict=True)
     return pairs
 
@@ -55,8 +57,9 @@ def test_group_random_keys_gives_the_shared_ones(keys: list[int]) -> None:
     assert found == expected
 
 
-@pytest.mark.parametrize("size", [2, 3, SMALL, SMALL + 1, 100, MOST_LEADERS, MOST_LEADERS + 1, MOST_LEADERS + 60])
-def test_emit_bucket_of_kept_members_gives_each_pair_once_and_counts_the_rest(size: int) -> None:
+@pytest.mark.parametrize("size", [2, 3, SMALL, SMALL + 1, 100, MOST, MOST + 1, MOST + 60])
+def test_emit_bucket_of_kept_members_gives_each_pair_once_and_counts_the_rest(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(banding_module, "MOST_LEADERS", MOST)
     buckets, pairs, closed, given_up = one_bucket(size), list[tuple[int, int]](), 0, 0
     for wave in itertools.count():
         if not len(buckets.leaders):
@@ -67,10 +70,10 @@ def test_emit_bucket_of_kept_members_gives_each_pair_once_and_counts_the_rest(si
         compared = set(pairs)
         assert left.closed or all((a, settled - 1) in compared for a in range(settled - 1))
         buckets, closed, given_up = left.buckets, closed + left.closed, given_up + left.given_up
-    expected = {pair for pair in itertools.combinations(range(size), 2) if pair[0] < MOST_LEADERS}
+    expected = {pair for pair in itertools.combinations(range(size), 2) if pair[0] < MOST}
     assert len(pairs) == len(expected)
     assert set(pairs) == expected
-    beyond = max(size - MOST_LEADERS, 0)
+    beyond = max(size - MOST, 0)
     assert (closed, given_up) == (beyond > 1, beyond * (beyond - 1) // 2)
 
 

@@ -8,6 +8,8 @@ import random
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curation.dedup.banding import Buckets, emit
 from curation.dedup.exact import exact_duplicates
 from curation.dedup.minhash import MinhashConfig, signatures
 from curation.dedup.near import near_duplicates
+from curation.dedup.rare import count_shingles, lists_of, no_counts, prefix_lengths, rarest, ratio_of
 from curation.dedup.runs import Shard
-from curation.words import words
+from curation.words import mix64_python, words
 
 Decisions = dict[int, tuple[int, float]]
 LOREM = (
@@ -259,6 +263,75 @@ def test_near_duplicates_of_one_template_below_the_threshold_all_stay() -> None:
     found, report = near(templated(pages, 40), 0.8)  # 196/276 = 0.71 of each other
     assert found == {}
     assert report["buckets_closed"] == 0
+
+
+def test_near_duplicates_of_many_pages_of_one_template_that_stay_are_joined_by_what_is_their_own() -> None:
+    pages = 4000
+    texts = templated(pages, 40)
+    copies = {page: 13 * page % 1000 for page in range(3000, 4000, 7)}  # of another page's own words, but two
+    for page, other in copies.items():
+        texts[page] = texts[other].rsplit(" ", 2)[0] + f" q{page} r{page}"
+
+    found, report = near(texts, 0.8)
+
+    assert {page: survivor for page, (survivor, _) in found.items()} == copies
+    assert report["crowded"] >= pages - len(copies)
+    assert report["verified"] < 100 * pages  # all pairs would be 8 million
+    assert (report["buckets_closed"], report["pairs_given_up"]) == (0, 0)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.7, 0.8])
+def test_near_duplicates_of_templated_pages_decide_as_all_pairs(threshold: float) -> None:
+    """Pages of one template whose own parts come from a few hundred sentences, so that similarities lie on both sides of the threshold."""
+    rng = random.Random(5)
+    template = " ".join(f"t{i}" for i in range(90))
+    sentences = [" ".join(f"s{number}w{i}" for i in range(12)) for number in range(120)]
+    pages = [" ".join([template, *rng.sample(sentences, 4)]) for _ in range(900)]
+    _, truth = all_pairs(pages, threshold)
+
+    found, report = near(pages, threshold)
+
+    assert set(found) == set(truth)
+    assert truth or threshold == 0.8
+    assert report["pairs_given_up"] == 0
+
+
+@given(
+    st.lists(st.frozensets(st.integers(0, 40), min_size=1, max_size=12), min_size=2, max_size=12),
+    st.sampled_from([0.5, 0.7, 0.8, 0.9, 1.0]),
+)
+@settings(deadline=None)
+def test_rarest_shingles_of_any_pair_that_reaches_the_threshold_meet(sets: list[frozenset[int]], threshold: float) -> None:
+    values = np.array([mix64_python(value) for one in sets for value in sorted(one)], np.uint64)
+    sizes = np.array([len(one) for one in sets])
+    ends = np.cumsum(sizes)
+    spans = np.stack([ends - sizes, ends], axis=1)
+    counts = no_counts()
+    count_shingles(values, spans, counts)
+    lengths = prefix_lengths(sizes, threshold)
+
+    postings, facts = rarest(values, spans, lengths, counts)
+    keys = np.split(postings, np.cumsum(lengths)[:-1])
+    rows = np.repeat(np.arange(len(sets), dtype=np.uint64), lengths)
+    lists = lists_of(postings, rows, facts, ratio_of(threshold))
+    met = emitted_pairs(lists, threshold)
+
+    assert counts.sum() == len(values)
+    for (a, one), (b, other) in combinations(enumerate(sets), 2):
+        shared = set(keys[a].tolist()) & set(keys[b].tolist())
+        if Fraction(len(one & other), len(one | other)) >= Fraction(str(threshold)):
+            assert shared
+            assert (a, b) in met
+        elif (a, b) in met:
+            assert shared
+
+
+def emitted_pairs(buckets: Buckets, threshold: float) -> set[tuple[int, int]]:
+    """All pairs of these buckets in one go."""
+    lower, upper = np.empty(10_000, np.uint64), np.empty(10_000, np.uint64)
+    lead = np.diff(buckets.offsets)
+    count = emit(*buckets, ratio_of(threshold), lead, np.zeros(3, np.int64), lower, upper)
+    return set(zip(lower[:count].tolist(), upper[:count].tolist(), strict=True))
 
 
 @settings(max_examples=15, deadline=None)
