@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from plans import documents_of, mixture_of
 
 from mixing import UserError, validated
 from mixing.draws import Documents
@@ -20,20 +21,6 @@ from mixing.plan import Mixture, Plan, plan, stage_quotas
 from mixing.strategies.shares import token_count
 
 LENGTHS = st.lists(st.one_of(st.just(1), st.integers(1, 70), st.integers(600, 1700)), min_size=1, max_size=25)
-
-
-def documents_of(components: list[list[int]], gap: int = 1, seed: int = 3) -> Documents:
-    """Documents dealt out to components in turn, so that a component's rows are not contiguous; `gap` spreads the pool rows."""
-    rows = sorted((position, component, length) for component, lengths in enumerate(components) for position, length in enumerate(lengths))
-    content = np.random.default_rng(seed).integers(0, 2**64, (len(rows), 2), np.uint64)
-    component = np.array([component for _, component, _ in rows], np.uint16)
-    tokens = np.array([length for _, _, length in rows], np.int64)
-    return Documents(np.arange(0, gap * len(rows), gap, dtype=np.uint64), content, component, tokens)
-
-
-def mixture_of(components: int, stages: list[dict[str, Any]], **keys: Any) -> Mixture:
-    names = {f"c{number}": f"source = '{number}'" for number in range(components)}
-    return validated(Mixture, {"sequence_length": 32, "components": names, "stages": stages, **keys}, "mixture")
 
 
 def check_plan(mixture: Mixture, documents: Documents, planned: Plan) -> None:
@@ -138,7 +125,9 @@ def short_components(mixture: Mixture, documents: Documents) -> dict[str, int]:
     for index, name in enumerate(mixture.components):
         asked = 0
         for stage in mixture.stages:
-            exact = {n: Fraction(str(w)) for n, w in stage.weights.items()}
+            exact = {
+                n: Fraction(str(stage.weights[n])) for n in mixture.components if n in stage.weights
+            }  # equal remainders go in this order
             parts = {n: round(w * 10**9 / sum(exact.values())) for n, w in exact.items()}
             whole = {n: stage.tokens * p // sum(parts.values()) for n, p in parts.items()}
             spare = stage.tokens - sum(whole.values())
