@@ -92,6 +92,10 @@ class Mixture(BaseModel):
         self._simulates_more()
         return self
 
+    def simulated_share(self) -> Fraction:
+        """The part of each component that the stages may take: all, or with `simulate` their share of the longer run."""
+        return Fraction(sum(int(stage.tokens) for stage in self.stages), self.simulate) if self.simulate else Fraction(1)
+
     def _simulates_more(self) -> None:
         asked = [stage.tokens for stage in self.stages]
         if self.simulate is None:
@@ -173,7 +177,7 @@ def plan(mixture: Mixture, documents: Documents, seed: int, synthetic: npt.NDArr
     assert len(documents.row) < 2**32
     assert (documents.row[1:] > documents.row[:-1]).all()
     if mixture.simulate is not None:
-        documents = _simulated(mixture, documents, seed, mixture.simulate)
+        documents = _simulated(mixture, documents, seed)
     visits = np.zeros(len(documents.row), np.uint16)
     draws = {name: ComponentDraws(name, index, documents, visits, seed, mixture.cap(name)) for index, name in enumerate(mixture.components)}
     quotas = stage_quotas(mixture, {name: draw.tokens for name, draw in draws.items()})
@@ -202,20 +206,19 @@ def stage_quotas(mixture: Mixture, sizes: Mapping[str, int]) -> list[Quota]:
     return quotas
 
 
-def _simulated(mixture: Mixture, documents: Documents, seed: int, simulate: int) -> Documents:
+def _simulated(mixture: Mixture, documents: Documents, seed: int) -> Documents:
     """So few documents of each component that the stages repeat them as the longer run would repeat all: its share of the component's tokens, to within a document.
 
     They are chosen by content hash, independently of the other components; a shorter simulation takes some of a longer one's documents.
     """
     from mixing.draws import shuffled
 
-    share = Fraction(sum(int(stage.tokens) for stage in mixture.stages), simulate)
     component = np.full(len(documents.row), 65535, np.uint16)
     for index, name in enumerate(mixture.components):
         members = np.flatnonzero((documents.component == index) & (documents.tokens > 0)).astype(np.uint32)
         order = shuffled(members, documents.content, [seed, "simulate", name])
         ends = np.cumsum(documents.tokens[order])
-        wanted = math.ceil(share * int(ends[-1])) if len(ends) else 0
+        wanted = math.ceil(mixture.simulated_share() * int(ends[-1])) if len(ends) else 0
         component[order[: int(np.searchsorted(ends, wanted)) + 1]] = index
     return documents._replace(component=component)
 
