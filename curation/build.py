@@ -113,7 +113,7 @@ def _build(recipe: Recipe, folder: Path, target: Path, run: Run, replace: bool, 
         f"hold-out of '{name}': {count:,} documents, a tenth of its distinct texts, instead of the {recipe.holdout.documents:,} asked"
         for name, count in (holdout.capped if holdout else {}).items()
         if recipe.holdout
-    ]
+    ] + list(planned.warnings)
     return Built(target, digest, False, time.monotonic() - began, decided.computed, decided.remembered, warnings)
 
 

@@ -194,7 +194,8 @@ def _wanted(mixture: Mixture, sources: list[Sampled]) -> list[Wanted]:
     sizes: dict[str, int | None] = {}
     for name in mixture.components:
         shares = [(source.share[name], source.tokens) for source in sources]
-        sizes[name] = None if any(share is None for share, _ in shares) else round(sum((share or 0) * count for share, count in shares))
+        size = sum((share or 0) * count for share, count in shares) * float(mixture.simulated_share())
+        sizes[name] = None if any(share is None for share, _ in shares) else round(size)
     asked: dict[str, int] | None = None
     if None not in sizes.values() or not any(needs_sizes(stage.weights) for stage in mixture.stages):
         quotas = stage_quotas(mixture, {name: size or 0 for name, size in sizes.items()})

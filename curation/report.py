@@ -49,7 +49,7 @@ def effective_tokens(tokens: int, unique: int) -> int:
 
 
 def inspect(manifest: Manifest) -> str:
-    parts = [_title(manifest), funnel(manifest), budget(manifest), chosen(manifest), _reserved(manifest)]
+    parts = [_title(manifest), funnel(manifest), budget(manifest), moved(manifest), chosen(manifest), _reserved(manifest)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -123,8 +123,25 @@ def budget(manifest: Manifest) -> str:
             rows.append([stage["name"], name, weight, *(f"{n:,}" for n in numbers), f"{one['epochs']:.2f}", f"{effective:,}", f"{cuts:,}"])
         filled = stage["tokens"] / (stage["sequences"] * manifest.sequence_length)
         totals = [stage["asked_tokens"], stage["tokens"], stage["sequences"]]
-        rows.append([stage["name"], f"({filled:.2%} full)", "", *(f"{n:,}" for n in totals), "", "", "", "", ""])
+        effective = _effective_of(stage)
+        rows.append([stage["name"], f"({filled:.2%} full)", "", *(f"{n:,}" for n in totals), "", "", "", f"{effective:,}", ""])
     return table(rows, "")
+
+
+def _effective_of(stage: dict[str, Any]) -> int:
+    return sum(effective_tokens(one["tokens"], one["unique_tokens"]) for one in stage["components"].values())
+
+
+def moved(manifest: Manifest) -> str:
+    """A line for every stage in which a component was short and the others gave its tokens."""
+    lines = []
+    for stage in manifest.stages:
+        more = {name: one["tokens"] - one["asked_tokens"] for name, one in stage["components"].items()}
+        short = [f"{name} lacks {-n:,} of {stage['components'][name]['asked_tokens']:,}" for name, n in more.items() if n < 0]
+        given = [f"{name} {n:+,}" for name, n in more.items() if n > 0]
+        if short:
+            lines.append(f"{stage['name']}: redistributed, {', '.join(short)}; instead {', '.join(given)}")
+    return "\n".join(lines)
 
 
 def chosen(manifest: Manifest) -> str:
@@ -167,10 +184,11 @@ def _reserved(manifest: Manifest) -> str:
 
 
 def facts(manifest: Manifest) -> dict[str, Any]:
-    """The header with its digest, and effective tokens per component: what `inspect --json` prints."""
+    """The header with its digest, and effective tokens per component and stage: what `inspect --json` prints."""
     stages = [
         {
             **stage,
+            "effective_tokens": _effective_of(stage),
             "components": {
                 name: {**one, "effective_tokens": effective_tokens(one["tokens"], one["unique_tokens"])}
                 for name, one in stage["components"].items()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mixing.budget import redistributed
 from mixing.findings import Finding, PlannedSpans, Stored, check
 from mixing.manifest import Manifest, StageArrays
 from mixing.strategies.shares import largest_remainder
@@ -37,6 +38,8 @@ def check_plan(manifest: Manifest, stored: Stored) -> Iterator[Finding]:
     whole = PlannedSpans(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
     yield from _check_visits(manifest, whole)
     yield from _check_components(manifest, whole, stored)
+    if manifest.header["recipe"]["mixture"].get("on_shortage") == "redistribute":
+        yield from _check_moved(manifest)
 
 
 def _check_numbering(manifest: Manifest, stage: dict[str, Any], arrays: StageArrays, first: int) -> Finding:
@@ -105,6 +108,24 @@ def _check_budget(manifest: Manifest, stage: dict[str, Any]) -> Finding:
     return check(f"stage {stage['name']}: asked tokens are the weights' share of the budget", asked == share, f"{asked}, by weight {share}")
 
 
+def _check_moved(manifest: Manifest) -> Iterator[Finding]:
+    """What a redistribution moved is what the caps make necessary, and no more; stages are served in order."""
+    mixture = manifest.header["recipe"]["mixture"]
+    left = {name: math.floor(_cap(mixture, name) * manifest.header["components"][name]["tokens"]) for name in manifest.component_names}
+    bounds = {one["name"]: one.get("max_share", {}) for one in mixture["stages"]}
+    for stage in manifest.stages:
+        said = {name: stage["components"][name] for name in manifest.component_names if name in stage["components"]}
+        asked, planned = ({name: one[key] for name, one in said.items()} for key in ("asked_tokens", "tokens"))
+        moved = redistributed(f"stage {stage['name']}", asked, left, bounds[stage["name"]])
+        yield check(f"stage {stage['name']}: only what is short was moved", planned == moved, f"planned {planned}, needed {moved}")
+        left |= {name: left[name] - count for name, count in planned.items()}
+
+
+def _cap(mixture: dict[str, Any], name: str) -> Fraction:
+    caps = mixture.get("max_epochs", DEFAULT_CAP)
+    return Fraction(str(caps.get(name, DEFAULT_CAP) if isinstance(caps, dict) else caps))
+
+
 def _check_component(
     manifest: Manifest, stage: dict[str, Any], name: str, arrays: StageArrays, spans: PlannedSpans, stored: Stored
 ) -> Finding:
@@ -164,9 +185,8 @@ def _check_components(manifest: Manifest, spans: PlannedSpans, stored: Stored) -
     yield check("no document is in two components", mixed == 0, f"{mixed}")
     planned = np.bincount(spans.document, minlength=len(stored.row)) > 0
     yield check("every stored document is planned", planned.all(), f"{int((~planned).sum())} of {len(planned):,} are not")
-    caps = manifest.header["recipe"]["mixture"].get("max_epochs", DEFAULT_CAP)
     for index, name in enumerate(manifest.component_names):
-        cap = Fraction(str(caps.get(name, DEFAULT_CAP) if isinstance(caps, dict) else caps))
+        cap = _cap(manifest.header["recipe"]["mixture"], name)
         mine = spans.component == index
         tokens, most = int((spans.end - spans.start)[mine].sum()), int(spans.epoch[mine].max(initial=-1)) + 1
         documents = np.unique(spans.document[mine])

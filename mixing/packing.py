@@ -46,18 +46,18 @@ class Packed(NamedTuple):
     cut_to_fill: int
 
 
-def pack(pieces: Pieces, sequence_length: int, fill: float, waiting: npt.NDArray[np.uint8], window: int = WINDOW) -> Packed:
+def pack(pieces: Pieces, sequence_length: int, fill: float, waiting: npt.NDArray[np.uint8], window: int | None = None) -> Packed:
     """`pieces` in sequences of at most `sequence_length` tokens, each but the last of at least `fill` times as many.
 
     `waiting` is scratch: a zero for every document an index in `pieces` can mean; it is left as it was. `cut_long` counts cuts of pieces
-    longer than a sequence, `cut_to_fill` the other ones. `window` pieces wait at a time.
+    longer than a sequence, `cut_to_fill` the other ones. `window` pieces wait at a time, WINDOW if not given.
     """
     floor = math.ceil(fill * sequence_length)
     # Each cut and each full sequence of a long piece fills a sequence to the brim.
     room = len(pieces.document) + int(pieces.length.sum(dtype=np.int64)) // sequence_length + 1
     out = (np.empty(room, np.int64), np.empty(room, np.uint32), np.empty(room, np.uint32), np.empty(room, np.int64))
     drawn = (pieces.document, pieces.start, pieces.length)
-    sequences, spans, cut_long, cut_to_fill = _pack(*drawn, sequence_length, floor, window, waiting, *out)
+    sequences, spans, cut_long, cut_to_fill = _pack(*drawn, sequence_length, floor, window or WINDOW, waiting, *out)
     piece, start, length, first_span = out
     piece = piece[:spans]
     packed = Pieces(pieces.document[piece], start[:spans].copy(), length[:spans].copy(), pieces.epoch[piece])

@@ -17,10 +17,10 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mixing import UserError
-from mixing.budget import Quota, quota
+from mixing.budget import Asked, Quota, check_bounds, quota, redistributed
 from mixing.order import Order, in_order, window_of
 from mixing.strategies import Weights, check_names, named
-from mixing.strategies.shares import Budget, Cap, Name
+from mixing.strategies.shares import Budget, Cap, Name, Share, TokenCount, written
 from mixing.strategies.sizes import Concatenate
 
 if TYPE_CHECKING:
@@ -39,6 +39,12 @@ class Stage(BaseModel):
     rounds: int = Field(default=1, ge=1)
     draw: Literal["cursor", "fixed", "fresh"] = "cursor"
     order: Order | None = Field(None, description="which documents come first; without it they are shuffled")
+    min_tokens: dict[Name, TokenCount] = Field({}, description="the fewest tokens of a component; the others give them up in proportion")
+    max_share: dict[Name, Share] = Field({}, description="the largest share of a component; the others take the rest in proportion")
+
+    def asked(self) -> Asked:
+        """What it says about its budget."""
+        return Asked(self.weights, self.tokens, self.min_tokens, self.max_share)
 
     @model_validator(mode="after")
     def _all_is_concatenated(self) -> Stage:
@@ -59,6 +65,11 @@ class Mixture(BaseModel):
     components: dict[Name, str] = Field(min_length=1, max_length=65535)
     first_match: bool = False
     max_epochs: dict[Name, Cap] | Cap = 1.0
+    on_shortage: Literal["refuse", "redistribute"] = Field(
+        "refuse", description="`redistribute` moves what a component lacks to the others"
+    )
+    simulate: TokenCount | None = Field(None, description="the tokens of a longer run whose repetition this one shows")
+    max_synthetic: Share | None = Field(None, description="the largest share of a stage's tokens from documents that were made from others")
     stages: list[Stage] = Field(min_length=1)
 
     @model_validator(mode="before")
@@ -77,29 +88,61 @@ class Mixture(BaseModel):
             for name in (stage.order and stage.order.components) or ():
                 if name not in named(stage.weights, list(self.components)):
                     raise UserError(f"mixture.stages[{number}].order.components: '{name}' has no weight in this stage")
+            check_bounds(f"mixture.stages[{number}]", stage.asked(), list(self.components))
             if stage.name in [earlier.name for earlier in self.stages[:number]]:
                 raise UserError(f"mixture.stages[{number}].name: '{stage.name}' names an earlier stage too; stages need names of their own")
         for name in self.max_epochs if isinstance(self.max_epochs, dict) else ():
             if name not in self.components:
                 raise UserError(f"mixture.max_epochs: no component '{name}'; {known}")
+        self._simulates_more()
         return self
+
+    def simulated_share(self) -> Fraction:
+        """The part of each component that the stages may take: all, or with `simulate` their share of the longer run."""
+        return Fraction(sum(int(stage.tokens) for stage in self.stages), self.simulate) if self.simulate else Fraction(1)
+
+    def _simulates_more(self) -> None:
+        asked = [stage.tokens for stage in self.stages]
+        if self.simulate is None:
+            return
+        if "all" in asked:
+            raise UserError("mixture.simulate: a stage with tokens: all has no budget to compare with; write its tokens as a number")
+        if (tokens := sum(int(count) for count in asked)) >= self.simulate:
+            raise UserError(
+                f"mixture.simulate: {self.simulate:,} tokens are not more than the {tokens:,} of the stages; leave it out, or name a longer run"
+            )
 
     def cap(self, component: str) -> Fraction:
         """`max_epochs` of a component, as the decimal number that was written."""
         cap = self.max_epochs.get(component, 1.0) if isinstance(self.max_epochs, dict) else self.max_epochs
-        return Fraction(str(cap))
+        return written(cap)
 
     def resolved(self) -> dict[str, Any]:
-        """As the header's recipe holds it: every default spelled out, components as an array, since their order decides."""
-        values = self.model_dump(mode="json")
-        for stage in values["stages"]:
-            if stage["order"] is None:
-                del stage["order"]
-        return {**values, "components": [{"name": name, "where": where} for name, where in self.components.items()]}
+        """As the header's recipe holds it: every default spelled out, components as an array, since their order decides.
+
+        What came later (`_ASKED_FOR`) stands there only where it is asked for, so that recipes that do not use it keep their digest.
+        """
+        values = _as_asked(self.model_dump(mode="json"))
+        components = [{"name": name, "where": where} for name, where in self.components.items()]
+        return {**values, "components": components, "stages": [_as_asked(stage) for stage in values["stages"]]}
 
     def ordered_by(self) -> list[str]:
         """The signals that stages are ordered by."""
         return sorted({stage.order.by for stage in self.stages if stage.order is not None})
+
+
+_ASKED_FOR: dict[str, object] = {
+    "min_tokens": {},
+    "max_share": {},
+    "on_shortage": "refuse",
+    "simulate": None,
+    "max_synthetic": None,
+    "order": None,
+}
+
+
+def _as_asked(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in _ASKED_FOR or value != _ASKED_FOR[key]}
 
 
 class StagePlan(NamedTuple):
@@ -116,11 +159,12 @@ class StagePlan(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The whole plan; `header()` is its part of the manifest's header."""
+    """The whole plan; `header()` is its part of the manifest's header, `warnings` what a person should know of it."""
 
     sequence_length: int
     components: dict[str, dict[str, int]]
     stages: list[StagePlan]
+    warnings: tuple[str, ...] = ()
 
     def header(self) -> dict[str, Any]:
         return {
@@ -139,32 +183,77 @@ class Plan(NamedTuple):
         return np.flatnonzero(planned).astype(np.uint32)
 
 
-def plan(mixture: Mixture, documents: Documents, seed: int) -> Plan:
-    """The plan of `mixture` over `documents`, or a UserError naming the component that is short, what is asked, what it has and its cap."""
+def plan(mixture: Mixture, documents: Documents, seed: int, synthetic: npt.NDArray[np.bool_] | None = None) -> Plan:
+    """The plan of `mixture` over `documents`, or a UserError naming the component that is short, what is asked, what it has and its cap.
+
+    `synthetic` says of each document whether it was made from others (has `parents`); None if none was.
+    """
     from mixing.draws import ComponentDraws  # numba: imported where used
 
     assert len(documents.row) < 2**32
     assert (documents.row[1:] > documents.row[:-1]).all()
+    if mixture.simulate is not None:
+        documents = _simulated(mixture, documents, seed)
     visits = np.zeros(len(documents.row), np.uint16)
     draws = {name: ComponentDraws(name, index, documents, visits, seed, mixture.cap(name)) for index, name in enumerate(mixture.components)}
     quotas = stage_quotas(mixture, {name: draw.tokens for name, draw in draws.items()})
     for name, draw in draws.items():
-        _refuse_shortage(name, sum(one.asked.get(name, 0) for one in quotas), draw)
+        _refuse_shortage(name, sum(one.tokens.get(name, 0) for one in quotas), draw)
     stages: list[StagePlan] = []
-    for stage, one in zip(mixture.stages, quotas, strict=True):
+    warnings: list[str] = []
+    for number, (stage, one) in enumerate(zip(mixture.stages, quotas, strict=True)):
         stages.append(_plan_stage(mixture, stage, one, draws, documents, sum(len(earlier.component) for earlier in stages)))
+        if synthetic is not None:
+            warnings += _check_synthetic(mixture, number, stages[-1], synthetic)
     sizes = {name: {"documents": draw.documents, "tokens": draw.tokens} for name, draw in draws.items()}
-    return Plan(mixture.sequence_length, sizes, stages)
+    return Plan(mixture.sequence_length, sizes, stages, tuple(warnings))
 
 
 def stage_quotas(mixture: Mixture, sizes: Mapping[str, int]) -> list[Quota]:
-    """What each stage asks of each component, whose tokens `sizes` holds. A strategy sees what earlier stages leave of the caps."""
+    """What each stage asks of each component, whose tokens `sizes` holds, and what it plans. Stages are served in order: each sees what the caps still allow."""
     left = {name: math.floor(mixture.cap(name) * size) for name, size in sizes.items()}
     quotas = []
     for number, stage in enumerate(mixture.stages):
-        quotas.append(quota(f"mixture.stages[{number}]", stage.weights, stage.tokens, sizes, left))
-        left = {name: max(0, count - quotas[-1].asked.get(name, 0)) for name, count in left.items()}
+        one = quota(f"mixture.stages[{number}]", stage.asked(), sizes, left)
+        if mixture.on_shortage == "redistribute":
+            one = one._replace(tokens=redistributed(f"mixture.stages[{number}]", one.asked, left, stage.max_share))
+        quotas.append(one)
+        left = {name: max(0, count - one.tokens.get(name, 0)) for name, count in left.items()}
     return quotas
+
+
+def _simulated(mixture: Mixture, documents: Documents, seed: int) -> Documents:
+    """So few documents of each component that the stages repeat them as the longer run would repeat all: its share of the component's tokens, to within a document.
+
+    They are chosen by content hash, independently of the other components; a shorter simulation takes some of a longer one's documents.
+    """
+    from mixing.draws import shuffled
+
+    component = np.full(len(documents.row), 65535, np.uint16)
+    for index, name in enumerate(mixture.components):
+        members = np.flatnonzero((documents.component == index) & (documents.tokens > 0)).astype(np.uint32)
+        order = shuffled(members, documents.content, [seed, "simulate", name])
+        ends = np.cumsum(documents.tokens[order])
+        wanted = math.ceil(mixture.simulated_share() * int(ends[-1])) if len(ends) else 0
+        component[order[: int(np.searchsorted(ends, wanted)) + 1]] = index
+    return documents._replace(component=component)
+
+
+SYNTHETIC_WARNING = 0.3
+"""Share of synthetic tokens above which a plan warns: 20 % was best and 40 % worse in arXiv 2407.18743, about 30 % in arXiv 2510.01631."""
+
+
+def _check_synthetic(mixture: Mixture, number: int, stage: StagePlan, synthetic: npt.NDArray[np.bool_]) -> list[str]:
+    """Refuses a stage with more synthetic tokens than `max_synthetic`; warns of one with many."""
+    made = int(stage.length[synthetic[stage.document]].sum(dtype=np.int64))
+    tokens = stage.header["tokens"]
+    found = f"{made:,} of {tokens:,} tokens ({made / tokens:.1%}) are of documents made from others"
+    if mixture.max_synthetic is not None and made > written(mixture.max_synthetic) * tokens:
+        remedy = "lower the weights of their components, or raise it"
+        raise UserError(f"mixture.stages[{number}]: {found}; max_synthetic allows {mixture.max_synthetic:.1%}; {remedy}")
+    if made > SYNTHETIC_WARNING * tokens:
+        return [f"stage '{stage.name}': {found}; beyond about {SYNTHETIC_WARNING:.0%} they were found to hurt"]
+    return []
 
 
 def _refuse_shortage(name: str, asked: int, draw: ComponentDraws) -> None:
@@ -187,7 +276,7 @@ def _plan_stage(
 ) -> StagePlan:
     """Draw, order, pack and interleave one stage. Its components stand in the order of the mixture."""
     from mixing.draws import round_tokens
-    from mixing.packing import WINDOW, interleave, pack
+    from mixing.packing import interleave, pack
 
     names = list(mixture.components)
     packed: list[Packed] = []
@@ -195,11 +284,11 @@ def _plan_stage(
     waiting = np.zeros(len(documents.tokens), np.uint8)
     mixed = [name for name in names if name in quotas.asked]
     for name in mixed:
-        rounds = round_tokens(quotas.asked[name], stage.rounds)
-        drawn, window = draws[name].take(stage.name, stage.draw, rounds), WINDOW
+        rounds = round_tokens(quotas.tokens[name], stage.rounds)
+        drawn, window = draws[name].take(stage.name, stage.draw, rounds), None
         if stage.order is not None and name in (stage.order.components or mixed):
             drawn = drawn._replace(pieces=in_order(drawn.pieces, rounds, documents.values[stage.order.by], stage.order))
-            window = window_of(quotas.asked[name], mixture.sequence_length, stage.order)
+            window = window_of(quotas.tokens[name], mixture.sequence_length, stage.order)
         packed.append(pack(drawn.pieces, mixture.sequence_length, mixture.fill, waiting, window))
         numbers = {"weight": quotas.shares[name], "asked_tokens": quotas.asked[name]}
         components[name] = numbers | _component_header(drawn, packed[-1], documents.tokens)

@@ -70,29 +70,35 @@ def optimal_durations(config: OptimalDurations, supply: Supply) -> dict[str, Fra
 
 
 def learn_durations(config: OptimalDurations, components: Sequence[str], rows: Iterable[Row]) -> OptimalDurations:
-    """With the durations that `rows` show. Measurements before the first token and values that were not finite do not count.
+    """With the durations that `rows` show; values that were not finite do not count. A component that was never better than before its first token is refused.
 
     Of a component's runs those with the same peak learning rate repeat each other: their values are averaged at each token count. The rate that reaches
     the best value counts, and of equally good token counts the smallest. A best value at a curve's last count is censored.
     """
-    curves = _curves(components, config.metric, rows)
     durations, censored, points = {}, [], {}
     sign = 1 if config.goal == "lower" else -1
+    rows = _measured(components, config.metric, rows)
+    curves = _curves(components, config.metric, rows)
     for name in components:
-        _, tokens, rate = min((sign * value, tokens, rate) for rate, curve in curves[name].items() for tokens, value in curve.items())
+        best, tokens, rate = min((sign * value, tokens, rate) for rate, curve in curves[name].items() for tokens, value in curve.items())
         curve = curves[name][rate]
         if len(curve) < 2:
             raise UserError(f"component '{name}' has one measurement of '{config.metric}'; a duration needs at least two token counts")
+        untrained = [row.value for row in rows if row.component == name and row.tokens == 0 and row.value is not None]
+        if untrained and sign * math.fsum(untrained) / len(untrained) <= best:
+            raise UserError(
+                f"component '{name}' was never better in '{config.metric}' than before its first token; leave it out of `components`"
+            )
         durations[name], points[name] = tokens, sum(len(one) for one in curves[name].values())
         if tokens == max(curve):
             censored.append(name)
     return config.model_copy(update={"durations": durations, "censored": censored, "points": points})
 
 
-def _curves(components: Sequence[str], metric: str, rows: Iterable[Row]) -> dict[str, dict[float, dict[int, float]]]:
+def _curves(components: Sequence[str], metric: str, rows: Sequence[Row]) -> dict[str, dict[float, dict[int, float]]]:
     """Per component and peak learning rate the mean value at each token count."""
     found: dict[str, dict[str, list[Row]]] = {name: {} for name in components}
-    for row in _measured(components, metric, rows):
+    for row in rows:
         assert row.component is not None
         found[row.component].setdefault(row.run, []).append(row)
     curves: dict[str, dict[float, dict[int, float]]] = {}

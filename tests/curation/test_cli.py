@@ -178,6 +178,7 @@ def test_inspect_json_is_the_header_with_digest_and_effective_tokens(folder: Pat
 
     assert len(facts.pop("digest")) == 64
     for stage, known in zip(facts["stages"], header["stages"], strict=True):
+        assert stage.pop("effective_tokens") == sum(one["effective_tokens"] for one in stage["components"].values())
         for name, one in stage["components"].items():
             unique = known["components"][name]["unique_tokens"]
             assert unique <= one.pop("effective_tokens") <= known["components"][name]["tokens"]

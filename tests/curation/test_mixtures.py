@@ -11,7 +11,7 @@ from recipes import built, recipe, write_corpus, write_recipe
 from curation.build import build
 from curation.engine import Run
 from curation.recipe import load
-from curation.report import inspect
+from curation.report import facts, inspect
 from mixing import UserError
 from mixing.audit import verify
 from mixing.manifest import Manifest
@@ -173,3 +173,53 @@ def test_build_with_a_component_that_was_never_measured_is_refused_before_any_te
     )
     with pytest.raises(UserError, match=r"mixture.stages\[0\].weights.measurements: no file matches 'sweeep.jsonl'"):
         mixed(corpus, tmp_path / "out", [{"name": "adapt", "tokens": 500, "weights": {**weights, "measurements": "sweeep.jsonl"}}])
+
+
+def test_build_that_redistributes_a_shortage_passes_every_check_and_inspect_shows_what_moved(corpus: Path, tmp_path: Path) -> None:
+    stage = {"name": "adapt", "tokens": 25_000, "weights": {"web": 30, "code": 10, "prose": 9}}
+    with pytest.raises(UserError, match="the stages ask 15,306 tokens of component 'web'"):
+        mixed(corpus, tmp_path / "none", [stage], max_epochs=1)
+
+    stage["weights"]["law"] = 1  # of which there is nothing: its tokens go to the others too
+    manifest = mixed(
+        corpus, tmp_path / "out", [stage], max_epochs=1, on_shortage="redistribute", components={**COMPONENTS, "law": "source = 'law'"}
+    )
+
+    found = manifest.stages[0]["components"]
+    size = manifest.header["components"]["web"]["tokens"]
+    assert {name: one["asked_tokens"] for name, one in found.items()} == {"web": 15_000, "code": 5000, "prose": 4500, "law": 500}
+    assert (found["web"]["tokens"], found["law"]["tokens"]) == (size, 0)
+    assert found["code"]["tokens"] == pytest.approx((25_000 - size) * 10 / 19, abs=1)
+    assert sum(one["tokens"] for one in found.values()) == 25_000
+    assert f"adapt: redistributed, law lacks 500 of 500, web lacks {15_000 - size:,} of 15,000; instead code +" in inspect(manifest)
+
+
+def test_build_with_bounds_and_a_simulation_passes_every_check(corpus: Path, tmp_path: Path) -> None:
+    stage = {
+        "name": "adapt",
+        "tokens": 2000,
+        "weights": {"strategy": "proportional"},
+        "min_tokens": {"web": 900},
+        "max_share": {"prose": 0.3},
+    }
+
+    manifest = mixed(corpus, tmp_path / "out", [stage], simulate="4K", max_epochs=3)
+
+    asked = {name: one["asked_tokens"] for name, one in manifest.stages[0]["components"].items()}
+    assert asked["web"] == 900
+    assert asked["prose"] <= 600
+    whole = mixed(corpus, tmp_path / "whole", [stage], max_epochs=3)
+    for name, one in whole.header["components"].items():
+        assert manifest.header["components"][name]["tokens"] == pytest.approx(one["tokens"] / 2, abs=450)
+
+
+def test_inspect_shows_what_repeated_tokens_are_worth_by_component_and_stage(corpus: Path, tmp_path: Path) -> None:
+    # Four epochs are worth 3.73 (arXiv 2305.16264 with R* = 15.39): 1 + 15.39 (1 - exp(-3 / 15.39)).
+    stages = [{"name": "adapt", "tokens": "all", "weights": {"strategy": "concatenate"}}]
+    sizes = {name: one["tokens"] for name, one in mixed(corpus, tmp_path / "once", stages).header["components"].items()}
+    stage = {"name": "adapt", "tokens": 4 * (sizes["code"] + sizes["web"]), "weights": {"code": sizes["code"], "web": sizes["web"]}}
+
+    (shown,) = facts(mixed(corpus, tmp_path / "out", [stage], max_epochs=5))["stages"]
+
+    assert shown["components"]["code"]["effective_tokens"] == pytest.approx(3.726 * sizes["code"], rel=0.002)
+    assert shown["effective_tokens"] == sum(one["effective_tokens"] for one in shown["components"].values())

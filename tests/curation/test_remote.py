@@ -20,6 +20,7 @@ from curation.sources import Source, SourceConfig, cut, read_unit, resolve
 from curation.work import Digests, Work
 from mixing import UserError
 from mixing.manifest import Manifest
+from mixing.measurements import Measurement, append
 
 SECRET = "c0ffee-secret-of-the-test"
 
@@ -65,14 +66,26 @@ def resolved(folder: Path, **config: Any) -> Source:
 def test_a_recipe_from_s3_gives_the_digest_of_the_local_one_and_writes_no_secret(store: Any, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     write_corpus(corpus)
+    lines = [("domain", 10, 2.0), ("domain", 20, 1.0), ("domain", 30, 1.5), ("replay", 10, 2.0), ("replay", 30, 1.0)]
+    append(
+        corpus / "sweep.jsonl",
+        [Measurement("r", "m", name, "loss", "target", tokens, None, None, 1, value, None) for name, tokens, value in lines],
+    )
     upload(store, corpus, "corpora")
-    values = recipe()
-    there = {**values, "sources": {name: {**one, "files": _at("s3://corpora", one["files"])} for name, one in values["sources"].items()}}
+
+    def with_measurements(path: str) -> dict[str, Any]:
+        values = recipe()
+        values["mixture"]["stages"][0]["weights"] = {"strategy": "optimal_durations", "measurements": path}
+        return values
+
+    values, there = with_measurements("sweep.jsonl"), with_measurements("s3://corpora/sweep.jsonl")
+    there = {**there, "sources": {name: {**one, "files": _at("s3://corpora", one["files"])} for name, one in values["sources"].items()}}
 
     local = built(corpus, values, tmp_path / "local")
     far = built(corpus, there, tmp_path / "far", tmp_path / "other work", workers=2)
 
     assert far.digest == local.digest
+    assert Manifest.open(tmp_path / "far").stages[0]["components"]["domain"]["weight"] == 0.4
     assert Manifest.open(tmp_path / "far").header["sources"] == Manifest.open(tmp_path / "local").header["sources"]
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or SECRET.encode() not in path.read_bytes()

@@ -388,3 +388,15 @@ def test_unique_tokens_of_overlapping_ranges_are_their_union() -> None:
     end = start + random.integers(1, 30, 400)
     union = {(int(d), token) for d, s, e in zip(document, start, end, strict=True) for token in range(s, e)}
     assert _unique_tokens(document, start, end) == len(union)
+
+
+def test_verify_redistribution_that_moved_more_than_was_short_fails(tmp_path: Path) -> None:
+    stages = [{"name": "adapt", "tokens": 20_000, "weights": {"domain": 0.2, "extra": 0.8}}]
+    folder = small_manifest(tmp_path / "m", mixture={"stages": stages, "on_shortage": "redistribute"})
+    header = header_of(folder)["stages"][0]["components"]
+    assert header["extra"]["tokens"] < header["extra"]["asked_tokens"] == 16_000
+    assert failed(folder) == set()
+
+    sign(folder, lambda header: header["recipe"]["mixture"]["max_epochs"].update(extra=50))
+
+    assert failed(folder) == {"stage adapt: only what is short was moved"}

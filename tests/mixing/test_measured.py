@@ -80,6 +80,10 @@ def test_optimal_durations_average_repetitions_and_choose_the_best_learning_rate
             "component 'tax' has no finite measurement of 'mmlu' after the first token",
         ),
         (
+            curve("law", {0: 1.0, 4: 1.5, 8: 1.0}) + curve("tax", {0: 1.0, 4: 0.5, 8: 1.0}),
+            "component 'law' was never better in 'mmlu' than before its first token; leave it out",
+        ),
+        (
             curve("law", {8: 1.0}) + curve("tax", {4: 1.0, 8: 1.0}),
             "component 'law' has one measurement of 'mmlu'; a duration needs at least two",
         ),
@@ -139,7 +143,7 @@ def test_topic_controller_without_a_change_keeps_the_shares_and_too_large_a_step
 def test_topic_controller_takes_the_last_two_counts_that_all_topics_have() -> None:
     rows = [
         *curve("a", {10: 3.0, 20: 2.0, 30: 1.0, 40: 0.5}, metric="loss"),
-        *curve("b", {20: 2.5, 30: 2.5}, metric="loss"),
+        *curve("b", {10: 2.5, 20: 2.5, 30: 2.5}, metric="loss"),
         *curve("b", {30: 2.0}, metric="loss"),  # written again after a resume
     ]
     config = TopicController(shares={"a": 1, "b": 1}, step=0.1, measurements="m")

@@ -73,13 +73,55 @@ def test_plan_random_mixtures_keep_the_promises_or_name_the_shortage(case: tuple
         check_plan(mixture, documents, planned)
 
 
+@settings(max_examples=150, deadline=None)
+@given(cases(), st.data())
+def test_plan_random_strategies_and_bounds_with_redistribution_keep_the_promises(
+    case: tuple[Mixture, Documents], data: st.DataObject
+) -> None:
+    mixture, documents = case
+    names = [name for index, name in enumerate(mixture.components) if documents.tokens[documents.component == index].sum()]
+    stages = []
+    for one in mixture.resolved()["stages"]:
+        weights = data.draw(
+            st.sampled_from(
+                [
+                    one["weights"],
+                    {"strategy": "proportional", "components": names},
+                    {"strategy": "temperature", "temperature": 3.0, "components": names},
+                    {"strategy": "unimax", "max_epochs": 2, "components": names},
+                    {names[0]: 1, "rest": {"weight": 2, "components": {"strategy": "equal", "components": names[1:] or None}}},
+                ]
+            )
+        )
+        if weights != one["weights"] and data.draw(st.booleans()):
+            one = {**one, "max_share": {names[0]: data.draw(st.sampled_from([0.1, 0.5, 0.9]))}}
+        stages.append({**one, "weights": weights})
+    try:
+        mixed = validated(Mixture, {**mixture.resolved(), "stages": stages, "on_shortage": "redistribute"})
+        planned = plan(mixed, documents, 17)
+    except UserError as error:
+        # Nothing to move it to, or a single component that may not have all; rounds of the same documents need visits of their own.
+        event("refused")
+        known = "its components can give|less than 1 together|no component is left|lets no document be visited more than"
+        assert re.search(known, str(error)), str(error)  # noqa: PT017
+    else:
+        event(
+            "moved"
+            if any(one["tokens"] != one["asked_tokens"] for s in planned.stages for one in s.header["components"].values())
+            else "as asked"
+        )
+        check_plan(mixed, documents, planned)
+
+
 def short_components(mixture: Mixture, documents: Documents) -> dict[str, int]:
     """The components of which more is asked than cap x tokens, and how much, by exact arithmetic."""
     short = {}
     for index, name in enumerate(mixture.components):
         asked = 0
         for stage in mixture.stages:
-            exact = {n: Fraction(str(w)) for n, w in stage.weights.items()}
+            exact = {
+                n: Fraction(str(stage.weights[n])) for n in mixture.components if n in stage.weights
+            }  # equal remainders go in this order
             parts = {n: round(w * 10**9 / sum(exact.values())) for n, w in exact.items()}
             whole = {n: stage.tokens * p // sum(parts.values()) for n, p in parts.items()}
             spare = stage.tokens - sum(whole.values())

@@ -59,6 +59,9 @@ def test_water_fill_what_one_may_not_have_goes_to_the_others_in_proportion() -> 
     found = water_fill(weights, Fraction(100), {"c": Fraction(20)}, {"a": Fraction(50)})
     assert found == {"a": 50, "b": 30, "c": 20}
     assert water_fill(weights, Fraction(100), {}, {"a": Fraction(40)}) == {"a": 40, "b": 45, "c": 15}
+    full = {"a": Fraction(5), "b": Fraction(50), "c": Fraction(1)}
+    assert water_fill(weights, Fraction(56), {}, full) == full
+    assert water_fill(weights, Fraction(56), full, {}) == full
 
 
 @given(st.data())
@@ -217,6 +220,9 @@ def test_replay_takes_its_share_and_leaves_the_others_to_another_strategy() -> N
     }
     supply = supply_of({"law": 5, "wiki": 300, "books": 100, "tax": 50})
     assert shares_of(weights, supply) == {"law": 0.4, "wiki": 0.15, "books": 0.05, "tax": 0.4}
+    # 800 of the 1000 tokens are for the rest: all 300 of law, and 500 of tax.
+    capped = {"strategy": "replay", "share": 0.2, "replay": {"wiki": 1}, "rest": {"strategy": "unimax"}}
+    assert shares_of(capped, supply_of({"law": 300, "wiki": 300, "tax": 900})) == {"law": 0.3, "wiki": 0.2, "tax": 0.5}
 
 
 @pytest.mark.parametrize(
