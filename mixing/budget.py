@@ -61,9 +61,8 @@ def quota(where: str, asked: Asked, sizes: Mapping[str, int], available: Mapping
     try:
         if isinstance(asked.weights, dict) and all(isinstance(weight, float) for weight in asked.weights.values()) and not _bounded(asked):
             assert asked.tokens != "all"
-            shares = plain(
-                {name: asked.weights[name] for name in sizes if name in asked.weights}
-            )  # equal remainders go by the mixture's order
+            # Equal remainders go by the mixture's order, which the header keeps, not by that of the weights.
+            shares = plain({name: asked.weights[name] for name in sizes if name in asked.weights})
             counts = largest_remainder(shares, asked.tokens)
             return Quota(shares, counts, counts)
         mixed = named(asked.weights, list(sizes))

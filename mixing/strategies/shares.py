@@ -98,17 +98,17 @@ def largest_remainder(shares: Mapping[str, float], tokens: int) -> dict[str, int
 def water_fill(
     weights: Mapping[str, Fraction], total: Fraction, low: Mapping[str, Fraction], high: Mapping[str, Fraction]
 ) -> dict[str, Fraction]:
-    """`total` split in proportion to positive `weights`, between bounds: the one level θ with Σ min(high, max(low, θ·weight)) = total.
+    """`total` split in proportion to `weights`, between bounds: the one level θ with Σ min(high, max(low, θ·weight)) = total.
 
     Without a bound of its own an element may have anything from 0 on. What one may not have goes to the others in proportion to their weights, and
-    so does what one must have come from them. Needs Σ low <= total <= Σ high.
+    so does what one must have come from them. One of weight 0 has its lower bound. Needs Σ low <= total <= Σ high.
     """
 
     def filled(level: Fraction) -> dict[str, Fraction]:
         amounts = {name: max(low.get(name, Fraction(0)), level * weight) for name, weight in weights.items()}
         return {name: min(high[name], amount) if name in high else amount for name, amount in amounts.items()}
 
-    levels = sorted({bound[name] / weights[name] for bound in (low, high) for name in bound if name in weights})
+    levels = sorted({bound[name] / weights[name] for bound in (low, high) for name in bound if weights.get(name)})
     first, last = 0, len(levels)  # the first level at which the total is reached
     while first < last:
         middle = (first + last) // 2
@@ -122,7 +122,7 @@ def water_fill(
     above = levels[first] if first < len(levels) else below + 1
     middle_level = (below + above) / 2
     fixed = filled(middle_level)
-    moving = {name for name, weight in weights.items() if fixed[name] == middle_level * weight}
+    moving = {name for name, weight in weights.items() if weight and fixed[name] == middle_level * weight}
     rest = total - sum(amount for name, amount in fixed.items() if name not in moving)
     assert moving, "the bounds do not leave room for the total"
     level = rest / sum(weights[name] for name in moving)

@@ -118,6 +118,12 @@ def test_bound_of_more_tokens_than_there_are_is_refused_by_name() -> None:
         stage_quotas(mixture, {"c0": 10**6, "c1": 100})
 
 
+def test_bound_of_a_component_that_earlier_stages_used_up_is_refused_by_name() -> None:
+    stages = [stage({"c0": 1}, 100), stage({"strategy": "unimax"}, 50, name="s1", max_share={"c0": 0.5})]
+    with pytest.raises(UserError, match=re.escape("mixture.stages[1].weights: c0 has a share below 1e-9 (0.0 of 50.0); leave it out")):
+        stage_quotas(mixture_of(2, stages), {"c0": 100, "c1": 100})
+
+
 # --- redistribution
 
 

@@ -62,6 +62,8 @@ def test_water_fill_what_one_may_not_have_goes_to_the_others_in_proportion() -> 
     full = {"a": Fraction(5), "b": Fraction(50), "c": Fraction(1)}
     assert water_fill(weights, Fraction(56), {}, full) == full
     assert water_fill(weights, Fraction(56), full, {}) == full
+    none = {"a": Fraction(1), "b": Fraction(0), "c": Fraction(0)}
+    assert water_fill(none, Fraction(10), {"b": Fraction(3)}, {"c": Fraction(5)}) == {"a": 7, "b": 3, "c": 0}
 
 
 @given(st.data())
