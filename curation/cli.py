@@ -201,3 +201,21 @@ def diff(a: Path, b: Path) -> None:
     from mixing.manifest import Manifest
 
     click.echo(explain.diff(Manifest.open(a), Manifest.open(b)))
+
+
+@main.command()
+@manifest_argument
+@click.option("--to", type=click.Choice(["megatron", "mds"]), required=True, help="Megatron-LM's .bin/.idx, or MosaicML Streaming's MDS.")
+@click.option("-o", "output", type=click.Path(path_type=Path), required=True, help="The folder to write; new or empty.")
+@click.option("--compression", type=click.Choice(["zstd"]), help="Compress the shards (mds).")
+@answers
+def export(manifest: Path, to: Any, output: Path, compression: Any) -> None:
+    """Write the plan of MANIFEST for another trainer: the same sequences in the same order."""
+    from curation import report
+    from mixing.export import export as export_plan
+    from mixing.manifest import Manifest
+
+    opened = Manifest.open(manifest)
+    with report.bar("export", opened.sequences) as advance:
+        made = export_plan(opened, to, output, compression=compression, advance=advance)
+    click.echo(report.exported(made))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mixing.manifest import Manifest
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from curation.build import Built
     from curation.estimate import Estimate
     from curation.sweep import Entry
+    from mixing.export import Exported
     from mixing.findings import Finding
 
 REPETITION_HALF_LIFE = 15.39
@@ -28,6 +31,21 @@ def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
         ]
         lines.append((indent + "  ".join(cells)).rstrip())
     return "\n".join(lines)
+
+
+@contextmanager
+def bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """What to call with each number of things done: a bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(label, total=total)
+        yield lambda done: bars.update(task, advance=done)
 
 
 def rooms(found: dict[str, list[Entry]]) -> str:
@@ -196,3 +214,14 @@ def dry_run(estimated: Estimate) -> str:
     return "\n\n".join(
         ["the recipe is sound; nothing was written", table(rows, ""), table(supply, ""), f"{disk}\n{memory}", *estimated.warnings]
     )
+
+
+def exported(made: Exported) -> str:
+    """What `export` prints: the rows of each stage, and what their new reader cannot see in the ids alone."""
+    heading = ["stage", "sequences", "tokens", "padding", "pieces", "boundaries without EOS"]
+    rows = [heading, *([stage["name"], *(f"{stage[key]:,}" for key in _EXPORTED)] for stage in made.facts["stages"])]
+    size = sum(file["bytes"] for file in made.facts["files"]) / 1e6
+    return f"{table(rows, '')}\n\n{made.folder}: {made.facts['format']}, {size:,.1f} MB, padded with id {made.facts['pad_id']}"
+
+
+_EXPORTED = ("sequences", "tokens", "padding", "pieces", "boundaries_without_eos")

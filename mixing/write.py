@@ -8,6 +8,7 @@ the documents arrive (chunking) and memory does not grow with the tokens: ids ar
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import mmap
@@ -247,6 +248,18 @@ class _Spool:
     def close(self) -> None:
         self._file.close()
         self._path.unlink()
+
+
+def link(file: Path, to: Path) -> bool:
+    """The same bytes under another name: a hard link, or a copy where there are none (another file system). Whether it is a link."""
+    try:
+        os.link(file, to)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+            raise
+        shutil.copyfile(file, to)
+        return False
+    return True
 
 
 def _partial_folder(target: Path) -> tuple[Path, int]:

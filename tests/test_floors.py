@@ -26,6 +26,7 @@ ORDER = {
         "draws",
         "plan",
         "write",
+        "export",
         "findings",
         "audit_plan",
         "audit_holdout",

@@ -17,7 +17,7 @@ from curation.cli import main
 from curation.work import Work
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("build", "inspect", "verify", "show", "why", "diff")
+VERBS = ("build", "inspect", "verify", "show", "why", "diff", "export")
 
 
 def curate(*arguments: str | Path) -> Result:
@@ -122,6 +122,9 @@ def test_user_error_of_a_real_process_is_one_line_too(folder: Path, tmp_path: Pa
         (["why", "out"], "one of them"),
         (["why", "out", "3", "--text", "x"], "one of them"),
         (["diff", "out", "nowhere"], "nowhere"),
+        (["export", "nowhere", "--to", "mds", "-o", "exported"], "nowhere"),
+        (["export", "out", "--to", "mds", "-o", "out"], "choose another folder"),
+        (["export", "out", "--to", "megatron", "-o", "exported", "--compression", "zstd"], "only mds has compressed shards"),
     ],
 )
 def test_user_error_of_a_reading_verb_is_one_line_and_exit_code_2(
@@ -219,3 +222,16 @@ def test_build_unchanged_says_so_in_one_line(folder: Path) -> None:
 
 def test_diff_of_a_manifest_with_itself_is_nothing(folder: Path) -> None:
     assert curate("diff", folder / "out", folder / "out").stdout.startswith("the same manifest, digest ")
+
+
+@pytest.mark.parametrize("to", ["megatron", "mds"])
+def test_export_says_what_it_wrote_per_stage(folder: Path, tmp_path: Path, to: str) -> None:
+    result = curate("export", folder / "out", "--to", to, "-o", tmp_path / "exported")
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    facts = json.loads((tmp_path / "exported" / "export.json").read_text())
+    line = next(line.split() for line in result.stdout.splitlines() if line.startswith("adapt"))
+    assert line == [
+        "adapt",
+        *(f"{facts['stages'][0][key]:,}" for key in ("sequences", "tokens", "padding", "pieces", "boundaries_without_eos")),
+    ]
