@@ -58,7 +58,9 @@ def megatron(manifest: Manifest, folder: Path) -> dict[str, int]:
             counted["sequences"] += 1
             counted["tokens"] += filled
             counted["pieces"] += len(found)
-            seen[ids.tobytes()] = seen.get(ids.tobytes(), 0) + 1
+            expected = np.full(len(ids), facts["pad_id"], ids.dtype)
+            expected[:filled] = np.concatenate(wanted)
+            seen[expected.tobytes()] = seen.get(expected.tobytes(), 0) + 1
         counted["planned differ"] += planned_differ(manifest, stage, folder / stage["name"])
         for sample in gpt_samples(rows, folder / stage["name"], facts):
             counted["gpt samples"] += 1

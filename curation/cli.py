@@ -205,6 +205,22 @@ def diff(a: Path, b: Path) -> None:
 
 @main.command()
 @manifest_argument
+@click.argument("mixture", type=click.Path(path_type=Path))
+@click.option("-o", "output", type=click.Path(path_type=Path), required=True, help="The new manifest's folder.")
+@click.option("--consumed", type=click.IntRange(min=0), metavar="N", help="Sequences of MANIFEST that a run has trained, and goes on from.")
+@click.option("--replace", is_flag=True, help="Replace another manifest in the output folder.")
+@answers
+def remix(manifest: Path, mixture: Path, output: Path, consumed: int | None, replace: bool) -> None:
+    """Plan a new MIXTURE from the documents in MANIFEST, without their texts; in the middle of a run nothing trained is planned again."""
+    from curation import report
+    from curation.remix import remix as remix_manifest
+    from mixing.manifest import Manifest
+
+    click.echo(report.remixed(remix_manifest(Manifest.open(manifest), mixture, output, consumed=consumed, replace=replace)))
+
+
+@main.command()
+@manifest_argument
 @click.option("--to", type=click.Choice(["megatron", "mds"]), required=True, help="Megatron-LM's .bin/.idx, or MosaicML Streaming's MDS.")
 @click.option("-o", "output", type=click.Path(path_type=Path), required=True, help="The folder to write; new or empty.")
 @click.option("--compression", type=click.Choice(["zstd"]), help="Compress the shards (mds).")

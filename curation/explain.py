@@ -217,7 +217,7 @@ def diff(a: Manifest, b: Manifest) -> str:
         return f"the same manifest, digest {a.digest}"
     lines = [f"a  {a.folder}  {a.digest}", f"b  {b.folder}  {b.digest}", ""]
     lines += list(_changes("recipe", a.header["recipe"], b.header["recipe"]))
-    for part in ("sources", "components", "stages", "holdout", "models"):
+    for part in ("parent", "sources", "components", "stages", "holdout", "models"):
         lines += list(_changes(part, a.header[part], b.header[part]))
     planned_a, planned_b = _planned(a), _planned(b)
     lines += [
@@ -245,6 +245,11 @@ def _brief(value: Any) -> str:
 
 def _planned(manifest: Manifest) -> set[str]:
     """The contents of all planned documents."""
-    rows = np.concatenate([np.zeros(0, np.uint64), *(manifest.token_file(file).pool_row for file in range(manifest.token_files))])
+    planned = [np.zeros(len(manifest.token_file(file).pool_row), np.bool_) for file in range(manifest.token_files)]
+    for stage in manifest.stage_arrays:  # a remix stores its parent's documents, planned or not
+        file, token_row, *_ = stage.columns
+        for number in np.unique(file):
+            planned[number][token_row[file == number]] = True
+    rows = np.concatenate([np.zeros(0, np.uint64), *(manifest.token_file(file).pool_row[here] for file, here in enumerate(planned))])
     contents = pool(manifest).filter(pl.col("decision") == "kept").select("row", "content").collect()
     return set(contents.filter(pl.col("row").is_in(rows))["content"].to_list())

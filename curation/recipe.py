@@ -105,18 +105,24 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML file, with `key=value` overrides of its leaves (`mixture.stages.0.tokens=2M`)."""
+    values = read_yaml(path, "a recipe")
+    for override in overrides:
+        _override(values, override)
+    return validated(Recipe, values)
+
+
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """The mapping in a YAML file; `what` it is to a person."""
     if not path.is_file():
-        raise UserError(f"{path}: no such recipe file")
+        raise UserError(f"{path}: no such {what.removeprefix('a ')} file")
     try:
         with path.open(encoding="utf-8") as file:
             values = yaml.load(file, _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a recipe is a mapping of keys; found {type(values).__name__}")
-    for override in overrides:
-        _override(values, override)
-    return validated(Recipe, values)
+        raise UserError(f"{path}: {what} is a mapping of keys; found {type(values).__name__}")
+    return values
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -14,6 +14,7 @@ from mixing.manifest import Manifest
 if TYPE_CHECKING:
     from curation.build import Built
     from curation.estimate import Estimate
+    from curation.remix import Remixed
     from curation.sweep import Entry
     from mixing.export import Exported
     from mixing.findings import Finding
@@ -73,10 +74,13 @@ def inspect(manifest: Manifest) -> str:
 def _title(manifest: Manifest) -> str:
     header = manifest.header
     tokens = sum(stage["tokens"] for stage in manifest.stages)
+    parent = header["parent"]
+    remixed = f"\na remix of {parent['digest'][:16]}, after {parent['consumed_sequences']:,} of its sequences" if parent else ""
     return (
         f"{header['name']} v{header['version']}  digest {manifest.digest[:16]}  seed {header['seed']}\n"
         f"{tokens:,} tokens in {manifest.sequences:,} sequences of {manifest.sequence_length:,}; "
         f"tokenizer {manifest.tokenizer['name']} ({manifest.tokenizer['vocab_size']:,} ids, {manifest.tokenizer['dtype']})"
+        f"{remixed}"
     )
 
 
@@ -183,6 +187,11 @@ def built(made: Built) -> str:
     parts += [f"warning: {warning}" for warning in made.warnings]
     parts.append(f"{made.folder}: digest {made.digest}, {made.seconds:.1f} s")
     return "\n\n".join(parts)
+
+
+def remixed(made: Remixed) -> str:
+    """What `remix` prints at its end."""
+    return f"{inspect(Manifest.open(made.folder))}\n\n{made.folder}: digest {made.digest}, {made.seconds:.1f} s"
 
 
 def verified(findings: Sequence[Finding]) -> str:

@@ -86,6 +86,10 @@ def _keys(members: Any, content: Any, seed: np.uint64, keys: Any) -> None:
         keys[i] = mixed ^ (mixed >> np.uint64(32))
 
 
+class Shortage(UserError):
+    """A component has fewer tokens than the stages ask of it."""
+
+
 class _Exhausted(Exception):
     """A component has no more documents that may be visited; `found` tokens of the stage were."""
 
@@ -129,7 +133,7 @@ class ComponentDraws:
             most = f"max_epochs {float(self.cap):g} lets no document be visited more than {self._most} times"
             remedy = f"lower its weight, tokens or rounds there, raise max_epochs.{self.name}, or add documents"
             found = f"component '{self.name}' and finds {short.found:,}"
-            raise UserError(f"mixture: stage '{stage}' asks {sum(rounds):,} tokens of {found}: {most}; {remedy}") from None
+            raise Shortage(f"mixture: stage '{stage}' asks {sum(rounds):,} tokens of {found}: {most}; {remedy}") from None
         cuts = sum(self._ends_inside(pieces) for pieces in drawn)
         return Drawn(_joined(drawn), cuts)
 

@@ -143,16 +143,20 @@ class Plan(NamedTuple):
         return np.flatnonzero(planned).astype(np.uint32)
 
 
-def plan(mixture: Mixture, documents: Documents, seed: int) -> Plan:
-    """The plan of `mixture` over `documents`, or a UserError naming the component that is short, what is asked, what it has and its cap."""
+def plan(mixture: Mixture, documents: Documents, seed: int, draws: Mapping[str, ComponentDraws] | None = None) -> Plan:
+    """The plan of `mixture` over `documents`, or a UserError naming the component that is short, what is asked, what it has and its cap.
+
+    `draws` are those of an earlier plan that this one goes on with, one for each component.
+    """
     from mixing.draws import ComponentDraws  # numba: imported where used
 
     assert len(documents.row) < 2**32
     assert (documents.row[1:] > documents.row[:-1]).all()
     shares = [STRATEGIES["weights"](stage.weights) for stage in mixture.stages]
     asked = [largest_remainder(share, stage.tokens) for share, stage in zip(shares, mixture.stages, strict=True)]
-    visits = np.zeros(len(documents.row), np.uint16)
-    draws = {name: ComponentDraws(name, index, documents, visits, seed, mixture.cap(name)) for index, name in enumerate(mixture.components)}
+    if draws is None:
+        visits = np.zeros(len(documents.row), np.uint16)
+        draws = {name: ComponentDraws(name, k, documents, visits, seed, mixture.cap(name)) for k, name in enumerate(mixture.components)}
     for name, draw in draws.items():
         _refuse_shortage(name, sum(quotas.get(name, 0) for quotas in asked), draw)
     stages: list[StagePlan] = []
@@ -168,8 +172,11 @@ def _refuse_shortage(name: str, asked: int, draw: ComponentDraws) -> None:
     if asked <= draw.available:
         return
     has = f"it has {draw.tokens:,} in {draw.documents:,} documents, and max_epochs {float(draw.cap):g} allows {draw.available:,}"
-    raises = f", raise max_epochs.{name} to {math.ceil(100 * asked / draw.tokens) / 100:g}" if draw.tokens else ""
-    raise UserError(
+    wanted = math.floor(draw.cap * draw.tokens) + asked - draw.available  # with what an earlier plan took of the cap
+    raises = f", raise max_epochs.{name} to {math.ceil(100 * wanted / draw.tokens) / 100:g}" if draw.tokens else ""
+    from mixing.draws import Shortage
+
+    raise Shortage(
         f"mixture: the stages ask {asked:,} tokens of component '{name}'; {has}; lower its weight or tokens{raises}, or add documents"
     )
 
@@ -216,7 +223,7 @@ def _plan_stage(
 
 def _component_header(drawn: Drawn, packed: Packed, tokens: npt.NDArray[np.int64]) -> dict[str, int | float]:
     realised = int(packed.spans.length.sum(dtype=np.int64))
-    documents, unique = _distinct(drawn.pieces, tokens)
+    documents, unique = distinct(drawn.pieces, tokens)
     return {
         "tokens": realised,
         "sequences": len(packed.first_span),
@@ -229,7 +236,7 @@ def _component_header(drawn: Drawn, packed: Packed, tokens: npt.NDArray[np.int64
     }
 
 
-def _distinct(pieces: Pieces, tokens: npt.NDArray[np.int64]) -> tuple[int, int]:
+def distinct(pieces: Pieces, tokens: npt.NDArray[np.int64]) -> tuple[int, int]:
     """Distinct documents and distinct (document, token) of `pieces`. Nearly all are whole documents; only the others are looked at one by one."""
     whole = pieces.length == tokens[pieces.document]
     read = np.zeros(len(tokens), np.bool_)

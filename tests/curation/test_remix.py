@@ -1,0 +1,210 @@
+"""`curate remix` as a person meets it: a built manifest, a file with a mixture, the predicates over the pool."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from recipes import built, pool_of, recipe, write_corpus
+
+from curation.cli import main
+from mixing.manifest import NO_COMPONENT, Manifest, canonical_json
+
+STAGES = [
+    {"name": "adapt", "tokens": 9000, "weights": {"domain": 0.4, "replay": 0.6}, "rounds": 3, "draw": "fresh"},
+    {"name": "enhance", "tokens": 3000, "weights": {"domain": 0.6, "replay": 0.4}},
+]
+MIXTURE = {**recipe()["mixture"], "stages": STAGES}
+
+
+def curate(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus and the manifest `out` made of it; the work directory and the corpus are gone."""
+    made = tmp_path_factory.mktemp("remix")
+    write_corpus(made, 30)
+    built(made, recipe(mixture=MIXTURE), made / "out")
+    shutil.rmtree(made / ".tilth")
+    for source in ("prose", "web", "code"):
+        shutil.rmtree(made / source)
+    return made
+
+
+def write(path: Path, **values: Any) -> Path:
+    path.write_text(json.dumps(values))
+    return path
+
+
+def planned(folder: Path, first: int = 0, last: int | None = None) -> Counter[tuple[int, int, int]]:
+    """(pool row, visit, place) of every planned token of some sequences."""
+    manifest = Manifest.open(folder)
+    spans = manifest.spans(first, manifest.sequences if last is None else last)
+    counted: Counter[tuple[int, int, int]] = Counter()
+    for file, row, start, length, epoch in zip(*(column.tolist() for column in spans[1:]), strict=True):
+        pool_row = int(manifest.token_file(file).pool_row[row])
+        counted.update((pool_row, epoch, place) for place in range(start, start + length))
+    return counted
+
+
+def test_remix_with_the_recipes_mixture_mid_run_leaves_what_was_not_trained(folder: Path, tmp_path: Path) -> None:
+    mixture = write(tmp_path / "mixture.yaml", mixture=MIXTURE)
+
+    result = curate("remix", folder / "out", mixture, "-o", tmp_path / "rest", "--consumed", "41")
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert planned(folder / "out", 0, 41) + planned(tmp_path / "rest") == planned(folder / "out")
+    digest = Manifest.open(folder / "out").digest
+    assert f"a remix of {digest[:16]}, after 41 of its sequences" in curate("inspect", tmp_path / "rest").stdout
+    assert json.loads(curate("inspect", tmp_path / "rest", "--json").stdout)["parent"] == {"digest": digest, "consumed_sequences": 41}
+    assert curate("verify", tmp_path / "rest").exit_code == 0
+
+
+def test_remix_predicates_are_decided_by_the_pools_own_columns(folder: Path, tmp_path: Path) -> None:
+    components = {"good": "score >= 20 AND words.words > 10", "rest": "source = 'prose'"}
+    stages = [{"name": "only", "tokens": 4000, "weights": {"good": 0.5, "rest": 0.5}}]
+    changed = {**MIXTURE, "components": components, "first_match": True, "max_epochs": 1, "stages": stages}
+    mixture = write(tmp_path / "mixture.yaml", mixture=changed, name="other", version=7, seed=5)
+
+    result = curate("remix", folder / "out", mixture, "-o", tmp_path / "out")
+
+    assert result.exit_code == 0, result.stderr
+    made, pool = Manifest.open(tmp_path / "out"), pool_of(folder / "out")
+    assert (made.header["name"], made.header["version"], made.header["seed"]) == ("other", 7, 5)
+    assert made.header["recipe"]["seed"] == 17  # which chose the hold-out
+
+    def component(row: int) -> str | None:
+        record = pool[row]
+        good = record["score"] >= 20 and record["words"]["words"] > 10
+        return "good" if good else "rest" if record["source"] == "prose" else None
+
+    for sequence in range(made.sequences):
+        name = made.component_names[int(made.components(sequence, sequence + 1)[0])]
+        assert {component(row) for row, _, _ in planned(tmp_path / "out", sequence, sequence + 1)} == {name}
+    kept = [record["row"] for record in pool if record["decision"] == "kept"]
+    for source, counts in made.sources.items():
+        assert counts["unassigned"] == sum(pool[row]["source"] == source and component(row) is None for row in kept)
+    for held in made.holdout().values():
+        found = [made.component_names[one] if one != NO_COMPONENT else None for one in held.component]
+        assert found == [component(row) for row in held.pool_row.tolist()]
+    assert curate("verify", tmp_path / "out").exit_code == 0
+
+
+def test_remix_takes_the_same_files_and_diff_says_what_changed(folder: Path, tmp_path: Path) -> None:
+    stages = [{"name": "adapt", "tokens": 2000, "weights": {"domain": 0.5, "replay": 0.5}}]
+    mixture = write(tmp_path / "mixture.yaml", mixture={**MIXTURE, "stages": stages})
+
+    assert curate("remix", folder / "out", mixture, "-o", tmp_path / "out").exit_code == 0
+
+    for part in ("tokens/00000.arrow", "pool/00000.parquet", "tokenizer/tokenizer.json"):
+        assert os.path.samefile(folder / "out" / part, tmp_path / "out" / part)
+    said = curate("diff", folder / "out", tmp_path / "out").stdout
+    before, after = ({row for row, _, _ in planned(path)} for path in (folder / "out", tmp_path / "out"))
+    assert f"documents planned: {len(before):,} in a, {len(after):,} in b, {len(before - after):,} lost, 0 gained" in said
+    assert "parent: null -> " in said
+
+
+def test_remix_again_is_the_same_digest_and_left_untouched(folder: Path, tmp_path: Path) -> None:
+    mixture = write(tmp_path / "mixture.yaml", mixture=MIXTURE)
+    curate("remix", folder / "out", mixture, "-o", tmp_path / "out", "--consumed", "5")
+    written = (tmp_path / "out" / "manifest.json").stat().st_mtime_ns
+
+    assert curate("remix", folder / "out", mixture, "-o", tmp_path / "out", "--consumed", "5").exit_code == 0
+    assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns == written
+
+    other = curate("remix", folder / "out", mixture, "-o", tmp_path / "out", "--consumed", "6")
+    assert other.exit_code == 2
+    assert "--replace" in other.stderr
+    assert curate("remix", folder / "out", mixture, "-o", tmp_path / "out", "--consumed", "6", "--replace").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "arguments", "part"),
+    [
+        ({"mixture": {**MIXTURE, "stages": [{**STAGES[0], "tokens": "9M"}]}}, [], "a remix plans only what lies in"),
+        ({"mixture": {**MIXTURE, "components": {"domain": "qualty > 3", "replay": "TRUE"}}}, [], "names 'qualty', which is no column"),
+        ({"mixture": {**MIXTURE, "components": {"domain": "1 = 1", "replay": "source = 'prose'"}}}, [], "set mixture.first_match: true"),
+        ({"mixture": {**MIXTURE, "components": {"domain": "decision = 'dropped'", "replay": "TRUE"}}}, [], "names 'decision'"),
+        ({"mixture": {**MIXTURE, "stagse": []}}, [], "unknown key 'stagse'"),
+        (MIXTURE, [], "unknown key"),
+        (recipe(), [], "is a whole recipe; a remix takes its `mixture` alone"),
+        ({"mixture": MIXTURE}, ["--consumed", "9999"], "--consumed 9999: "),
+        ({"mixture": MIXTURE}, ["--consumed", "-1"], "--consumed"),
+    ],
+)
+def test_remix_user_error_is_one_message_exit_code_2_and_nothing_written(
+    folder: Path, tmp_path: Path, values: dict[str, Any], arguments: list[str], part: str
+) -> None:
+    mixture = write(tmp_path / "mixture.yaml", **values)
+
+    result = curate("remix", folder / "out", mixture, "-o", tmp_path / "out", *arguments)
+
+    assert result.exit_code == 2, (result.exception, result.output)
+    assert result.stdout == ""
+    assert part in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mixture.yaml"]
+
+
+# --- every verb that reads a manifest refuses one that is not whole, by name
+
+
+def future(folder: Path) -> str:
+    header = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(canonical_json({**header, "schema_version": 99}))
+    return "schema version 99; this Tilth reads up to 1; install a newer one"
+
+
+def missing_shard(folder: Path) -> str:
+    (folder / "tokens/00000.arrow").unlink()
+    return "the file tokens/00000.arrow is missing; copy the manifest again or rebuild it"
+
+
+def cut_file(folder: Path) -> str:
+    path = folder / "plan/adapt.spans.arrow"
+    path.write_bytes(path.read_bytes()[:-8])
+    return "plan/adapt.spans.arrow: "
+
+
+@pytest.mark.parametrize("damage", [future, missing_shard, cut_file])
+@pytest.mark.parametrize("verb", ["inspect", "verify", "diff", "why", "remix", "export"])
+def test_manifest_that_is_not_whole_is_refused_by_every_verb_with_the_files_name(
+    folder: Path, tmp_path: Path, damage: Any, verb: str
+) -> None:
+    shutil.copytree(folder / "out", tmp_path / "bad")
+    message = damage(tmp_path / "bad")
+    write(tmp_path / "mixture.yaml", mixture=MIXTURE)
+    more = {
+        "diff": [folder / "out"],
+        "why": ["0"],
+        "remix": [tmp_path / "mixture.yaml", "-o", tmp_path / "out"],
+        "export": ["--to", "mds", "-o", tmp_path / "out"],
+    }
+
+    result = curate(verb, tmp_path / "bad", *more.get(verb, []))
+
+    assert result.exit_code == (1 if verb == "verify" else 2)
+    assert message in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_remix_of_an_edited_manifest_fails_verify_by_the_files_name(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "out", tmp_path / "bad")
+    path = tmp_path / "bad/tokens/00000.arrow"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # the same size: opening it cannot tell
+    path.write_bytes(content)
+    mixture = write(tmp_path / "mixture.yaml", mixture=MIXTURE)
+    assert curate("remix", tmp_path / "bad", mixture, "-o", tmp_path / "out").exit_code == 0
+
+    result = curate("verify", tmp_path / "out")
+
+    assert result.exit_code == 1
+    assert "FAIL    files.json agrees with the bytes  1: tokens/00000.arrow" in result.stdout
