@@ -153,6 +153,8 @@ def plan(mixture: Mixture, documents: Documents, seed: int, draws: Mapping[str, 
     assert len(documents.row) < 2**32
     assert (documents.row[1:] > documents.row[:-1]).all()
     shares = [STRATEGIES["weights"](stage.weights) for stage in mixture.stages]
+    # In the mixture's order: spare tokens must not depend on the order in which a stage names its weights.
+    shares = [{name: share[name] for name in mixture.components if name in share} for share in shares]
     asked = [largest_remainder(share, stage.tokens) for share, stage in zip(shares, mixture.stages, strict=True)]
     if draws is None:
         visits = np.zeros(len(documents.row), np.uint16)

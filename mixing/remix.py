@@ -82,8 +82,12 @@ def remix(
 
 
 def unchanged(manifest: Manifest, mixture: Mixture, seed: int) -> bool:
-    """Whether the manifest was planned by this mixture and seed."""
-    return bool(manifest.header["recipe"]["mixture"] == mixture.resolved() and manifest.header["seed"] == seed)
+    """Whether the manifest was planned by this mixture and seed; keys it does not spell out have their defaults."""
+    try:
+        planned_by = Mixture.model_validate(manifest.header["recipe"]["mixture"])
+    except (UserError, ValueError):  # of another version of Tilth
+        return False
+    return planned_by.resolved() == mixture.resolved() and bool(manifest.header["seed"] == seed)
 
 
 def _holdout(manifest: Manifest, assigned: Assigned, writer: ManifestWriter) -> None:
