@@ -18,6 +18,7 @@ import xxhash
 from curation.clean import cleaned
 from curation.corpus import Shard
 from mixing import UserError
+from mixing.history import before, remembers, stored
 from mixing.manifest import Manifest, canonical_json
 
 SHOWN = 2000
@@ -34,7 +35,10 @@ def pool(manifest: Manifest) -> pl.LazyFrame:
 
 def shards_of(manifest: Manifest, work: Path | None) -> list[Shard]:
     """The shards of the build that made the manifest, or a UserError that says where they were."""
-    provenance = json.loads((manifest.folder / "provenance.json").read_text())
+    path = manifest.folder / "provenance.json"
+    provenance = json.loads(path.read_text()) if path.exists() else {}
+    if "build" not in provenance:
+        raise UserError(f"{manifest.folder}: no provenance.json that says where its texts are; build the recipe again")
     folder = work or Path(provenance["work"])
     remembered = folder / "builds" / f"{provenance['build']}.json"
     if not remembered.exists():
@@ -186,10 +190,14 @@ def _in_plan(manifest: Manifest, record: dict[str, Any]) -> Iterator[str]:
         if record["decision"] == "kept":
             yield "  not planned"
         return
+    if remembers(manifest):
+        yield from _read_before(manifest, place)
+    planned = False
     for stage in manifest.stages:
         first = stage["first_sequence"]
         spans = manifest.spans(first, first + stage["sequences"])
         mine = np.flatnonzero((spans.file == place[0]) & (spans.token_row == place[1]))
+        planned |= len(mine) > 0
         for span in mine[:20].tolist():
             sequence = first + int(np.searchsorted(spans.sequence, span, side="right")) - 1
             component = manifest.component_names[int(manifest.components(sequence, sequence + 1)[0])]
@@ -197,6 +205,18 @@ def _in_plan(manifest: Manifest, record: dict[str, Any]) -> Iterator[str]:
             yield f"  planned in stage {stage['name']}, sequence {sequence:,} ({component}): tokens {begin:,} to {begin + length:,}, visit {int(spans.epoch[span]) + 1}"
         if len(mine) > 20:
             yield f"  … and {len(mine) - 20:,} more spans in stage {stage['name']}"
+    if not planned:
+        yield "  not planned"
+
+
+def _read_before(manifest: Manifest, place: tuple[int, int]) -> Iterator[str]:
+    """What was read of a stored document before a remix goes on."""
+    documents = stored(manifest)
+    history, at = before(manifest, documents), int(documents.first[place[0]]) + place[1]
+    if visits := int(history.visits[at]):
+        is_open = history.read[at] < documents.length[at]
+        last = f", the last one up to token {int(history.read[at]):,}" if is_open else ""
+        yield f"  visits before this plan begins: {visits}{last}"
 
 
 def _stored_at(manifest: Manifest, row: int) -> tuple[int, int] | None:

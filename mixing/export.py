@@ -10,7 +10,8 @@ component of each row as an index into `components` of `export.json`.
 `mds`: per stage a folder with its `index.json` and shards, and one `index.json` over all stages. A sample has `tokens` (`sequence_length` ids), `cu_seqlens`
 (uint32: where its pieces begin, and where the last one ends), `component` (its name) and `sequence` (its number in the plan).
 
-The folder appears whole or not at all. Rows are made about four million ids at a time; memory follows that and one MDS shard (64 MiB), not the plan.
+The folder appears whole or not at all. Rows are made about four million ids at a time, indices 64 million; memory follows that and one MDS shard
+(64 MiB), not the plan.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from mixing.manifest import Manifest, Spans, canonical_json
 from mixing.write import file_sha256, link
 
 BATCH_IDS = 1 << 22
-INDEX_ROWS = 1 << 20
+INDEX_IDS = 1 << 26
 Format = Literal["megatron", "mds"]
 Compression = Literal["zstd"]
 
@@ -179,7 +180,8 @@ def _megatron(manifest: Manifest, number: int, folder: Path, advance: Callable[[
     width = np.dtype(stored).itemsize
 
     def blocks() -> Iterator[tuple[int, int]]:
-        return ((low, min(low + INDEX_ROWS, count)) for low in range(0, count, INDEX_ROWS))
+        step = max(1, INDEX_IDS // size)
+        return ((low, min(low + step, count)) for low in range(0, count, step))
 
     def spans() -> Iterator[tuple[int, Spans]]:
         return ((low, manifest.spans(first + low, first + high)) for low, high in blocks())

@@ -22,7 +22,7 @@ VISITS_PATH = "plan/consumed.visits.arrow"
 
 VISITS = pa.schema([("pool_row", pa.uint64()), ("visits", pa.uint16()), ("read", pa.uint32()), ("tokens", pa.uint64())])
 
-_BLOCK = 1 << 16
+_BLOCK_IDS = 1 << 26
 
 
 class History(NamedTuple):
@@ -67,8 +67,9 @@ def before(manifest: Manifest, documents: Stored) -> History:
 def after(manifest: Manifest, consumed: int, documents: Stored) -> History:
     """What was read before the plan and in its first `consumed` sequences. The last visit of a document is the one read last."""
     history = before(manifest, documents)
-    for low in range(0, consumed, _BLOCK):
-        spans = manifest.spans(low, min(low + _BLOCK, consumed))
+    step = max(1, _BLOCK_IDS // manifest.sequence_length)
+    for low in range(0, consumed, step):
+        spans = manifest.spans(low, min(low + step, consumed))
         document = documents.first[spans.file] + spans.token_row
         np.maximum.at(history.visits, document, spans.epoch + np.uint16(1))
         history.read[document] = spans.start.astype(np.int64) + spans.length  # of a document's spans the last one counts

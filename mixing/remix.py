@@ -9,7 +9,7 @@ cursor's order; earlier visits and tokens count for `max_epochs`. `fresh` and `f
 round repeats an earlier one. A stage that has the name of one of the parent's goes on: what was trained of it counts against its `tokens`,
 and its weights share what is left. If nothing of mixture and seed has changed, what is left is exactly the rest of the parent's plan.
 
-Cost: the pool is read column by column, a file at a time; memory is 2 bytes a pool row, 50 a stored document, and the plan.
+Cost: the pool is read column by column, a file at a time; memory is 2 bytes a pool row, 60 a stored document, and the plan.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from curation.cli import main
 from curation.work import Work
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("build", "inspect", "verify", "show", "why", "diff", "export")
+VERBS = ("build", "inspect", "verify", "show", "why", "diff", "remix", "export")
 
 
 def curate(*arguments: str | Path) -> Result:

@@ -112,6 +112,40 @@ def test_remix_takes_the_same_files_and_diff_says_what_changed(folder: Path, tmp
     assert "parent: null -> " in said
 
 
+def test_why_on_a_remix_says_what_was_read_before_and_what_is_planned(folder: Path, tmp_path: Path) -> None:
+    mixture = write(tmp_path / "mixture.yaml", mixture=MIXTURE)
+    curate("remix", folder / "out", mixture, "-o", tmp_path / "out", "--consumed", "41")
+    trained, left = planned(folder / "out", 0, 41), planned(tmp_path / "out")
+    lengths = {record["row"]: record["n_tokens"] for record in pool_of(folder / "out")}
+    ends = {row: place + 1 for row, _, place in trained}  # in the order of the run
+    gone = {row for row, _, _ in trained} - {row for row, _, _ in left}
+    whole, open_end = (min(row for row in gone if (ends[row] < lengths[row]) is partly) for partly in (False, True))
+    untouched = min({row for row, _, _ in left} - {row for row, _, _ in trained})
+
+    def visits(row: int) -> str:
+        return f"  visits before this plan begins: {len({visit for one, visit, _ in trained if one == row})}"
+
+    assert f"{visits(open_end)}, the last one up to token {ends[open_end]:,}\n" in curate("why", tmp_path / "out", str(open_end)).stdout
+    said = curate("why", tmp_path / "out", str(whole)).stdout
+    assert f"{visits(whole)}\n" in said
+    assert "  not planned\n" in said
+    said = curate("why", tmp_path / "out", str(untouched)).stdout
+    assert "before this plan" not in said
+    assert "planned in stage" in said
+
+
+def test_manifest_without_provenance_still_answers_why_and_refuses_to_show(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "out", tmp_path / "moved")
+    listed = json.loads((tmp_path / "moved/files.json").read_text())
+    (tmp_path / "moved/files.json").write_text(json.dumps([entry for entry in listed if entry["path"] != "provenance.json"]))
+    (tmp_path / "moved/provenance.json").unlink()
+
+    assert curate("why", tmp_path / "moved", "0").exit_code == 0
+    shown = curate("show", tmp_path / "moved")
+    assert (shown.exit_code, shown.stdout) == (2, "")
+    assert "no provenance.json that says where its texts are" in shown.stderr
+
+
 def test_remix_again_is_the_same_digest_and_left_untouched(folder: Path, tmp_path: Path) -> None:
     mixture = write(tmp_path / "mixture.yaml", mixture=MIXTURE)
     curate("remix", folder / "out", mixture, "-o", tmp_path / "out", "--consumed", "5")

@@ -83,7 +83,7 @@ def test_megatron_export_across_many_batches_and_index_blocks_is_the_same(
 ) -> None:
     whole = export(manifest, "megatron", tmp_path / "whole").facts
     monkeypatch.setattr(export_module, "BATCH_IDS", 5 * manifest.sequence_length)
-    monkeypatch.setattr(export_module, "INDEX_ROWS", 7)
+    monkeypatch.setattr(export_module, "INDEX_IDS", 7 * manifest.sequence_length)
 
     assert export(manifest, "megatron", tmp_path / "parts").facts == whole
 
