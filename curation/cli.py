@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from collections.abc import Callable
@@ -26,6 +27,14 @@ def answers(command: Command) -> Command:
             command(*args, **options)
         except UserError as error:
             click.echo(f"curate: {error}", err=True)
+            sys.exit(2)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            click.echo(
+                f"curate: no room left on the disk{f' for {error.filename}' if error.filename else ''}; make room or choose another",
+                err=True,
+            )
             sys.exit(2)
         except KeyboardInterrupt:
             click.echo("curate: interrupted; what was finished is kept, and the same command goes on from there", err=True)

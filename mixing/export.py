@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +30,7 @@ import numpy.typing as npt
 
 from mixing import UserError
 from mixing.manifest import Manifest, Spans, canonical_json
-from mixing.write import file_sha256, link
+from mixing.write import file_sha256, fsync_tree, link, partial_folder
 
 BATCH_IDS = 1 << 22
 INDEX_IDS = 1 << 26
@@ -66,9 +67,7 @@ def export(
         raise UserError(f"-o {target}: exists; choose another folder or remove it")
     if compression and to != "mds":
         raise UserError(f"--compression {compression}: only mds has compressed shards; leave it out for {to}")
-    partial = target.absolute().with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial, lock = partial_folder(target.absolute())
     try:
         _refuse_full_disk(manifest, partial, target)
         if to == "megatron":
@@ -77,11 +76,13 @@ def export(
             stages = _mds(manifest, partial, compression, advance)
         facts = _facts(manifest, to, stages, partial)
         (partial / "export.json").write_text(canonical_json(facts))
+        fsync_tree(partial)
         if target.exists():
             target.rmdir()
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        os.close(lock)
     return Exported(target, facts)
 
 

@@ -73,7 +73,7 @@ class ManifestWriter:
         self._holdout: dict[str, dict[str, int]] = {}
         self._stored: _TokenFiles | None = None
         self._sums: dict[str, str] = {}
-        self.folder, self._lock = _partial_folder(self.target)
+        self.folder, self._lock = partial_folder(self.target)
 
     def __enter__(self) -> Self:
         return self
@@ -193,7 +193,7 @@ class ManifestWriter:
         self._new("manifest.json").write_bytes(content)
         self._new("provenance.json").write_text(canonical_json(dict(provenance)))
         self._new("files.json").write_text(canonical_json(_written_files(self.folder, self._sums)))
-        _fsync_tree(self.folder)
+        fsync_tree(self.folder)
         self._appear()
         return digest
 
@@ -290,8 +290,8 @@ def link(file: Path, to: Path) -> bool:
     return True
 
 
-def _partial_folder(target: Path) -> tuple[Path, int]:
-    """An empty folder beside `target`, locked by this process. What a killed build left there is removed."""
+def partial_folder(target: Path) -> tuple[Path, int]:
+    """An empty folder beside `target`, and the lock that this process holds on it. What a killed process left there is removed."""
     folder = target.with_name(f".{target.name}.partial")
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
@@ -299,7 +299,7 @@ def _partial_folder(target: Path) -> tuple[Path, int]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        raise UserError(f"{target}: another build is writing this manifest; wait for it or choose another folder") from None
+        raise UserError(f"{target}: another process is writing it; wait for it or choose another folder") from None
     for left in folder.iterdir():
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     return folder, lock
@@ -316,7 +316,8 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fsync_tree(folder: Path) -> None:
+def fsync_tree(folder: Path) -> None:
+    """Make every file and folder below `folder` last."""
     for path in [*folder.rglob("*"), folder]:
         _fsync(path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from recipes import pool_of, recipe, write_corpus, write_file, write_recipe, write_records
@@ -235,3 +237,16 @@ def test_export_says_what_it_wrote_per_stage(folder: Path, tmp_path: Path, to: s
         "adapt",
         *(f"{facts['stages'][0][key]:,}" for key in ("sequences", "tokens", "padding", "pieces", "boundaries_without_eos")),
     ]
+
+
+def test_full_disk_during_an_export_is_one_line_and_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(np, "save", full)
+
+    result = curate("export", folder / "out", "--to", "megatron", "-o", tmp_path / "exported")
+
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "no room left on the disk for " in result.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import struct
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -228,6 +230,27 @@ def test_export_that_fails_half_way_leaves_no_folder(manifest: Manifest, tmp_pat
 
     with pytest.raises(RuntimeError, match="stop"):
         export(manifest, "megatron", tmp_path / "out", advance=fails)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_while_another_writes_the_same_folder_is_refused(manifest: Manifest, tmp_path: Path) -> None:
+    def meanwhile(rows: int) -> None:
+        with pytest.raises(UserError, match="another process is writing it"):
+            export(manifest, "mds", tmp_path / "out")
+
+    export(manifest, "megatron", tmp_path / "out", advance=meanwhile)
+
+    assert (tmp_path / "out" / "export.json").exists()
+
+
+def test_export_that_does_not_fit_on_the_disk_is_refused_with_both_numbers(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
+
+    with pytest.raises(UserError, match="the export needs 0 MB and the disk has 0 MB free; make room"):
+        export(manifest, "megatron", tmp_path / "out")
 
     assert list(tmp_path.iterdir()) == []
 
