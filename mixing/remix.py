@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mixing import UserError
-from mixing.draws import ComponentDraws, Documents, Shortage, shuffled
+from mixing.draws import ComponentDraws, Documents, Shortage, joined, shuffled
 from mixing.findings import Stored
 from mixing.history import History, after, remembers, stored
 from mixing.manifest import Holdout, Manifest, StageArrays
@@ -331,21 +331,37 @@ class ContinuedDraws(ComponentDraws):
         super().__init__(name, index, documents, visits, seed, cap)
         members, self._salt = self.members, salt
         self._trained = int(history.tokens[members].sum())
-        if not len(members):
-            return
         earlier, read = history.visits[members], history.read[members]
         is_open = (earlier > 0) & (read < documents.tokens[members])
         self._open = dict(zip(members[is_open].tolist(), read[is_open].tolist(), strict=True))
-        self._pass = int(earlier.min())
+        self._pass = int(earlier.min(initial=self._most))
         order = shuffled(members, documents.content, [self.seed, self.name, self._pass])
         place = np.searchsorted(members, order)
-        behind = ~is_open[place] & (earlier[place] == self._pass)
-        self._order, self._place = np.concatenate([order[is_open[place]], order[behind]]), 0
+        self._tails = order[is_open[place]].tolist()
+        self._order, self._place = order[earlier[place] == self._pass], 0
 
     @property
     def available(self) -> int:
         """Tokens the cap allows besides those that were trained."""
         return max(0, super().available - self._trained)
+
+    def _cursor(self, asked: int, repeats: int = 0) -> Pieces:
+        """What training left open comes first, unless another draw has met it since; `_tail`, the document cut last, before the others."""
+        parts: list[Pieces] = []
+        waiting = dict.fromkeys([self._tail, *self._tails]) if self._tails else {}
+        for document in list(waiting):
+            if not asked:
+                break
+            del waiting[document]
+            if document in self._open:
+                more, _ = self._walk(np.array([document], np.uint32), 0, asked, repeats)
+                parts += more
+                asked -= sum(int(part.length.sum()) for part in more)
+                self._tail = document
+        self._tails = [document for document in waiting if document >= 0]
+        if asked:
+            parts.append(super()._cursor(asked, repeats))
+        return joined(parts)
 
     def _fresh(self, stage: str, rounds: Sequence[int]) -> list[Pieces]:
         return super()._fresh(f"{stage} {self._salt}", rounds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 from damage import failed, rewrite, sign
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,10 +26,11 @@ from manifests import SOURCES, random_corpus, small_manifest
 
 from mixing import UserError, validated
 from mixing.audit import verify
-from mixing.history import VISITS_PATH
+from mixing.draws import ComponentDraws, Documents, Drawn
+from mixing.history import VISITS_PATH, History
 from mixing.manifest import NO_COMPONENT, Manifest
 from mixing.plan import Mixture
-from mixing.remix import Assigned, Named, remix
+from mixing.remix import Assigned, ContinuedDraws, Named, remix
 
 TOKENS, SEED = 6000, 17
 corpus_of = lru_cache(random_corpus)
@@ -366,6 +369,128 @@ def check_chain(chain: Sequence[tuple[Manifest, int]], caps: dict[str, int], cor
             if one == index and decision == "kept"
         )
         assert tokens <= Fraction(cap) * whole
+
+
+# --- draws that go on, against a tape of tokens
+
+LENGTHS = [3, 1, 7, 2, 9, 4, 1, 5]
+
+
+def documents_of(lengths: list[int]) -> Documents:
+    content = np.random.default_rng(3).integers(0, 2**64, (len(lengths), 2), np.uint64)
+    rows = np.arange(len(lengths))
+    return Documents(rows.astype(np.uint64), content, np.zeros(len(rows), np.uint16), np.array(lengths, np.int64))
+
+
+def tape_of(documents: Documents, passes: int) -> list[Token]:
+    """(document, visit, place) of every token of some passes of a cursor: the definition, by the reference implementation of xxh3."""
+    written: list[Token] = []
+    for number in range(passes):
+        seed = xxhash.xxh3_64_intdigest(f'[17,"domain",{number}]'.encode())
+        keys = [xxhash.xxh3_64_intdigest(content.astype("<u8").tobytes(), seed=seed) for content in documents.content]
+        for document in sorted(range(len(keys)), key=lambda one: keys[one]):
+            written += [(document, number, place) for place in range(int(documents.tokens[document]))]
+    return written
+
+
+def continued(documents: Documents, trained: list[Token], cap: float = 9) -> ContinuedDraws:
+    """The draws that go on after some tokens of the tape."""
+    history = History(np.zeros(len(documents.row), np.uint16), *(np.zeros(len(documents.row), np.int64) for _ in range(2)))
+    for document, visit, place in trained:
+        history.visits[document], history.read[document] = visit + 1, place + 1
+        history.tokens[document] += 1
+    return ContinuedDraws("domain", 0, documents, history.visits.copy(), 17, Fraction(str(cap)), history, "later")
+
+
+def drawn_tokens(drawn: Drawn) -> list[Token]:
+    rows = zip(*(column.tolist() for column in drawn.pieces), strict=True)
+    return [(document, epoch, place) for document, start, length, epoch in rows for place in range(start, start + length)]
+
+
+@pytest.mark.parametrize("trained", range(0, 2 * sum(LENGTHS) + 1, 3))
+def test_continued_cursor_reads_on_where_the_tape_was_left(trained: int) -> None:
+    documents = documents_of(LENGTHS)
+    tape = tape_of(documents, 4)
+
+    drawn = continued(documents, tape[:trained]).take("next", "cursor", [40])
+
+    assert drawn_tokens(drawn) == tape[trained : trained + 40]
+
+
+def test_continued_cursor_takes_up_what_packing_left_behind_before_another_pass() -> None:
+    documents = documents_of(LENGTHS)
+    tape = tape_of(documents, 2)
+    order = list(dict.fromkeys(document for document, _, _ in tape))
+    early, late = order[1], order[-1]  # drawn early and still waiting; drawn last and trained
+    trained = [token for token in tape if token[1] == 0 and token[0] != early]
+
+    drawn = drawn_tokens(continued(documents, trained).take("next", "cursor", [LENGTHS[early] + LENGTHS[order[0]]]))
+
+    assert {document for document, visit, _ in drawn if visit == 0} == {early}
+    assert (late, 1, 0) not in drawn[: LENGTHS[early]]
+    assert drawn[: LENGTHS[early]] == [token for token in tape if token[0] == early and token[1] == 0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_continued_cursor_taken_in_small_draws_reads_open_documents_one_after_the_other(size: int) -> None:
+    documents = documents_of(LENGTHS)
+    whole = [token for token in tape_of(documents, 1) if token[2] < documents.tokens[token[0]] // 2]  # the first half of each
+    left = [token for token in tape_of(documents, 1) if token not in whole]
+    draws = continued(documents, whole)
+
+    drawn = [token for _ in range(0, len(left) - size + 1, size) for token in drawn_tokens(draws.take("next", "cursor", [size]))]
+
+    visited = [token for token in left if documents.tokens[token[0]] > 1]
+    assert drawn[: len(visited)] == visited[: len(drawn)]
+
+
+def test_continued_cursor_under_a_lower_cap_leaves_open_documents_alone() -> None:
+    documents = documents_of(LENGTHS)
+    tape = tape_of(documents, 2)
+    first = tape[0][0]
+    trained = [token for token in tape if token[0] == first][: LENGTHS[first] + 1]  # twice visited, the second time open
+
+    drawn = drawn_tokens(continued(documents, trained, cap=1).take("next", "cursor", [12]))
+
+    assert drawn == [token for token in tape if token[0] != first][:12]
+
+
+def test_continued_fresh_round_goes_through_another_order_than_the_round_that_was_trained() -> None:
+    documents = documents_of([1] * 200)
+    begun = ComponentDraws("domain", 0, documents, np.zeros(200, np.uint16), 17, Fraction(9))
+
+    first = drawn_tokens(begun.take("adapt", "fresh", [50]))
+    again = drawn_tokens(continued(documents, first).take("adapt", "fresh", [50]))
+
+    both = {document for document, _, _ in first} & {document for document, _, _ in again}
+    assert 0 < len(both) < 30  # of 50; an equal shuffle would share all of them
+    assert {visit for document, visit, _ in again if document in both} == {1}
+
+
+def test_continued_draws_have_of_a_fraction_cap_what_training_left() -> None:
+    documents = documents_of(LENGTHS)
+    trained = tape_of(documents, 1)[:20]
+
+    draws = continued(documents, trained, cap=1.5)
+
+    assert draws.available == math.floor(1.5 * sum(LENGTHS)) - 20
+    assert continued(documents, tape_of(documents, 2), cap=1.5).available == 0
+
+
+def test_remix_mid_run_keeps_prefixes_even_where_the_rest_of_the_order_would_not(tmp_path: Path) -> None:
+    stages = [{"name": "adapt", "tokens": 58 * 64, "weights": {"domain": 24, "replay": 25, "extra": 9}}]
+    folder = small_manifest(tmp_path / "parent", tokens=TOKENS, mixture={"stages": stages, "max_epochs": {"domain": 3, "extra": 5}})
+    component = Manifest.open(folder).components(0, Manifest.open(folder).sequences)
+
+    def uneven(consumed: int) -> float:
+        left = component[consumed:]
+        even = np.arange(1, len(left) + 1) / len(left)
+        return max(float(np.abs(np.cumsum(left == k) - even * np.count_nonzero(left == k)).max()) for k in range(3))
+
+    consumed = max(range(1, len(component)), key=uneven)
+    assert uneven(consumed) > 1
+
+    remixed(folder, tmp_path / "out", mixture_of(folder), consumed)  # where verify looks at the prefixes
 
 
 # --- refusals, and what verify sees
