@@ -18,6 +18,7 @@ import xxhash
 from curation.clean import cleaned
 from curation.corpus import Shard
 from mixing import UserError
+from mixing.history import before, remembers, stored
 from mixing.manifest import Manifest, canonical_json
 
 SHOWN = 2000
@@ -34,7 +35,10 @@ def pool(manifest: Manifest) -> pl.LazyFrame:
 
 def shards_of(manifest: Manifest, work: Path | None) -> list[Shard]:
     """The shards of the build that made the manifest, or a UserError that says where they were."""
-    provenance = json.loads((manifest.folder / "provenance.json").read_text())
+    path = manifest.folder / "provenance.json"
+    provenance = json.loads(path.read_text()) if path.exists() else {}
+    if "build" not in provenance:
+        raise UserError(f"{manifest.folder}: no provenance.json that says where its texts are; build the recipe again")
     folder = work or Path(provenance["work"])
     remembered = folder / "builds" / f"{provenance['build']}.json"
     if not remembered.exists():
@@ -186,10 +190,14 @@ def _in_plan(manifest: Manifest, record: dict[str, Any]) -> Iterator[str]:
         if record["decision"] == "kept":
             yield "  not planned"
         return
+    if remembers(manifest):
+        yield from _read_before(manifest, place)
+    planned = False
     for stage in manifest.stages:
         first = stage["first_sequence"]
         spans = manifest.spans(first, first + stage["sequences"])
         mine = np.flatnonzero((spans.file == place[0]) & (spans.token_row == place[1]))
+        planned |= len(mine) > 0
         for span in mine[:20].tolist():
             sequence = first + int(np.searchsorted(spans.sequence, span, side="right")) - 1
             component = manifest.component_names[int(manifest.components(sequence, sequence + 1)[0])]
@@ -197,6 +205,18 @@ def _in_plan(manifest: Manifest, record: dict[str, Any]) -> Iterator[str]:
             yield f"  planned in stage {stage['name']}, sequence {sequence:,} ({component}): tokens {begin:,} to {begin + length:,}, visit {int(spans.epoch[span]) + 1}"
         if len(mine) > 20:
             yield f"  … and {len(mine) - 20:,} more spans in stage {stage['name']}"
+    if not planned:
+        yield "  not planned"
+
+
+def _read_before(manifest: Manifest, place: tuple[int, int]) -> Iterator[str]:
+    """What was read of a stored document before a remix goes on."""
+    documents = stored(manifest)
+    history, at = before(manifest, documents), int(documents.first[place[0]]) + place[1]
+    if visits := int(history.visits[at]):
+        is_open = history.read[at] < documents.length[at]
+        last = f", the last one up to token {int(history.read[at]):,}" if is_open else ""
+        yield f"  visits before this plan begins: {visits}{last}"
 
 
 def _stored_at(manifest: Manifest, row: int) -> tuple[int, int] | None:
@@ -217,7 +237,7 @@ def diff(a: Manifest, b: Manifest) -> str:
         return f"the same manifest, digest {a.digest}"
     lines = [f"a  {a.folder}  {a.digest}", f"b  {b.folder}  {b.digest}", ""]
     lines += list(_changes("recipe", a.header["recipe"], b.header["recipe"]))
-    for part in ("sources", "components", "stages", "holdout", "models"):
+    for part in ("parent", "sources", "components", "stages", "holdout", "models"):
         lines += list(_changes(part, a.header[part], b.header[part]))
     planned_a, planned_b = _planned(a), _planned(b)
     lines += [
@@ -245,6 +265,11 @@ def _brief(value: Any) -> str:
 
 def _planned(manifest: Manifest) -> set[str]:
     """The contents of all planned documents."""
-    rows = np.concatenate([np.zeros(0, np.uint64), *(manifest.token_file(file).pool_row for file in range(manifest.token_files))])
+    planned = [np.zeros(len(manifest.token_file(file).pool_row), np.bool_) for file in range(manifest.token_files)]
+    for stage in manifest.stage_arrays:  # a remix stores its parent's documents, planned or not
+        file, token_row, *_ = stage.columns
+        for number in np.unique(file):
+            planned[number][token_row[file == number]] = True
+    rows = np.concatenate([np.zeros(0, np.uint64), *(manifest.token_file(file).pool_row[here] for file, here in enumerate(planned))])
     contents = pool(manifest).filter(pl.col("decision") == "kept").select("row", "content").collect()
     return set(contents.filter(pl.col("row").is_in(rows))["content"].to_list())

@@ -117,18 +117,24 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML file, with `key=value` overrides of its leaves (`mixture.stages.0.tokens=2M`)."""
+    values = read_yaml(path, "a recipe")
+    for override in overrides:
+        _override(values, override)
+    return validated(Recipe, values)
+
+
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """The mapping in a YAML file; `what` it is to a person."""
     if not path.is_file():
-        raise UserError(f"{path}: no such recipe file")
+        raise UserError(f"{path}: no such {what.removeprefix('a ')} file")
     try:
         with path.open(encoding="utf-8") as file:
             values = yaml.load(file, _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a recipe is a mapping of keys; found {type(values).__name__}")
-    for override in overrides:
-        _override(values, override)
-    return validated(Recipe, values)
+        raise UserError(f"{path}: {what} is a mapping of keys; found {type(values).__name__}")
+    return values
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -173,15 +179,13 @@ def resolve_recipe(recipe: Recipe, folder: Path, run: Run, digests: Digests, eng
     signals = {step.name: step.type for step in steps if isinstance(step, Add)}
     for name, predicate in recipe.mixture.components.items():
         rules.parse(predicate, f"mixture.components.{name}", rule_schema(columns, signals))
-    for number, stage in enumerate(recipe.mixture.stages):
-        if stage.order is not None:
-            _check_by(f"mixture.stages[{number}].order.by", stage.order.by, rule_schema(columns, signals))
-    recipe = recipe.model_copy(update={"mixture": _mixture(recipe.mixture, folder, run, digests, engine)})
+    check_order(recipe.mixture, rule_schema(columns, signals))
+    recipe = recipe.model_copy(update={"mixture": learned_mixture(recipe.mixture, folder, run, digests, engine)})
     tokenizer = resolve_tokenizer(recipe.tokenizer, _tokenizer_at(recipe.tokenizer.path, folder, run.roots))
     return Resolved(recipe, _values(recipe, sources, steps, tokenizer), sources, columns, tokenizer, steps)
 
 
-def _mixture(mixture: Mixture, folder: Path, run: Run, digests: Digests, engine: Engine) -> Mixture:
+def learned_mixture(mixture: Mixture, folder: Path, run: Run, digests: Digests, engine: Engine) -> Mixture:
     """The mixture with what its strategies learn from files."""
     with TemporaryDirectory() as room:
 
@@ -266,6 +270,13 @@ def _add(
     config = validated(kinds[kind], values, f"{where}.{name}")
     references = [] if kind in DEDUP else resolve_references(f"{where}.{name}", kind, config, sources, folder, run, digests, engine)
     return Add(index, name, kind, config, references)
+
+
+def check_order(mixture: Mixture, schema: pa.Schema) -> None:
+    """Refuses a stage that is ordered by what is no number."""
+    for number, stage in enumerate(mixture.stages):
+        if stage.order is not None:
+            _check_by(f"mixture.stages[{number}].order.by", stage.order.by, schema)
 
 
 def _check_by(where: str, by: str, schema: pa.Schema) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mixing.manifest import Manifest
@@ -12,7 +14,9 @@ from mixing.manifest import Manifest
 if TYPE_CHECKING:
     from curation.build import Built
     from curation.estimate import Estimate
+    from curation.remix import Remixed
     from curation.sweep import Entry
+    from mixing.export import Exported
     from mixing.findings import Finding
 
 REPETITION_HALF_LIFE = 15.39
@@ -28,6 +32,21 @@ def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
         ]
         lines.append((indent + "  ".join(cells)).rstrip())
     return "\n".join(lines)
+
+
+@contextmanager
+def bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """What to call with each number of things done: a bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(label, total=total)
+        yield lambda done: bars.update(task, advance=done)
 
 
 def rooms(found: dict[str, list[Entry]]) -> str:
@@ -56,10 +75,13 @@ def inspect(manifest: Manifest) -> str:
 def _title(manifest: Manifest) -> str:
     header = manifest.header
     tokens = sum(stage["tokens"] for stage in manifest.stages)
+    parent = header["parent"]
+    remixed = f"\na remix of {parent['digest'][:16]}, after {parent['consumed_sequences']:,} of its sequences" if parent else ""
     return (
         f"{header['name']} v{header['version']}  digest {manifest.digest[:16]}  seed {header['seed']}\n"
         f"{tokens:,} tokens in {manifest.sequences:,} sequences of {manifest.sequence_length:,}; "
         f"tokenizer {manifest.tokenizer['name']} ({manifest.tokenizer['vocab_size']:,} ids, {manifest.tokenizer['dtype']})"
+        f"{remixed}"
     )
 
 
@@ -217,6 +239,11 @@ def built(made: Built) -> str:
     return "\n\n".join(parts)
 
 
+def remixed(made: Remixed) -> str:
+    """What `remix` prints at its end."""
+    return f"{inspect(Manifest.open(made.folder))}\n\n{made.folder}: digest {made.digest}, {made.seconds:.1f} s"
+
+
 def verified(findings: Sequence[Finding]) -> str:
     """One line a check."""
     lines = [f"{finding.verdict:<7} {finding.check}  {finding.figure}".rstrip() for finding in findings]
@@ -246,3 +273,14 @@ def dry_run(estimated: Estimate) -> str:
     return "\n\n".join(
         ["the recipe is sound; nothing was written", table(rows, ""), table(supply, ""), f"{disk}\n{memory}", *estimated.warnings]
     )
+
+
+def exported(made: Exported) -> str:
+    """What `export` prints: the rows of each stage, and what their new reader cannot see in the ids alone."""
+    heading = ["stage", "sequences", "tokens", "padding", "pieces", "boundaries without EOS"]
+    rows = [heading, *([stage["name"], *(f"{stage[key]:,}" for key in _EXPORTED)] for stage in made.facts["stages"])]
+    size = sum(file["bytes"] for file in made.facts["files"]) / 1e6
+    return f"{table(rows, '')}\n\n{made.folder}: {made.facts['format']}, {size:,.1f} MB, padded with id {made.facts['pad_id']}"
+
+
+_EXPORTED = ("sequences", "tokens", "padding", "pieces", "boundaries_without_eos")

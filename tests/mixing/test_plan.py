@@ -119,9 +119,7 @@ def short_components(mixture: Mixture, documents: Documents) -> dict[str, int]:
     for index, name in enumerate(mixture.components):
         asked = 0
         for stage in mixture.stages:
-            exact = {
-                n: Fraction(str(stage.weights[n])) for n in mixture.components if n in stage.weights
-            }  # equal remainders go in this order
+            exact = {n: Fraction(str(stage.weights[n])) for n in mixture.components if n in stage.weights}
             parts = {n: round(w * 10**9 / sum(exact.values())) for n, w in exact.items()}
             whole = {n: stage.tokens * p // sum(parts.values()) for n, p in parts.items()}
             spare = stage.tokens - sum(whole.values())
@@ -178,6 +176,16 @@ def test_plan_budget_of_exactly_the_cap_is_no_shortage() -> None:
 def test_plan_component_without_documents_is_a_shortage() -> None:
     with pytest.raises(UserError, match="ask 50 tokens of component 'c1'; it has 0 in 0 documents"):
         plan(mixture_of(2, [{"name": "only", "tokens": 100, "weights": {"c0": 1, "c1": 1}}]), documents_of([[90], []]), 1)
+
+
+def test_plan_weights_named_in_another_order_are_the_same_plan() -> None:
+    documents = documents_of([[30] * 4, [30] * 4])
+    stages = [[{"name": "only", "tokens": 75, "weights": dict(weights)}] for weights in ([("c0", 1), ("c1", 1)], [("c1", 1), ("c0", 1)])]
+
+    one, other = (plan(mixture_of(2, stage), documents, 17) for stage in stages)
+
+    assert one.header() == other.header()
+    assert [part["asked_tokens"] for part in one.header()["stages"][0]["components"].values()] == [38, 37]
 
 
 def test_plan_documents_without_tokens_or_component_are_never_planned() -> None:
