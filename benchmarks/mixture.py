@@ -68,7 +68,8 @@ def component_of(written: str) -> Component:
     weight, _, files = rest.partition(":")
     if files:
         return Component(name, float(weight), tuple(Path(file) for file in files.split(",")))
-    return Component(Path(written).name.split(".")[0], 1.0, (Path(written),))
+    file = Path(written)
+    return Component(f"{file.absolute().parent.name}-{file.name.split('.')[0]}", 1.0, (file,))
 
 
 def encoded(tokenizer: Path, components: list[Component], column: str) -> tuple[Documents, Integers]:
@@ -172,6 +173,8 @@ def best_fit_cropped(stream: Iterator[int], tokens: Integers, length: int, count
         while room:
             while len(waiting) < BUFFER and (document := next(stream, None)) is not None:
                 insort(waiting, (int(tokens[document]), document))
+            if not waiting:
+                return from_spans(rows, dropped)
             place = bisect_right(waiting, (room, len(tokens)))
             size, document = waiting.pop(max(place - 1, 0))
             row.append((document, 0, min(size, room)))
@@ -182,11 +185,13 @@ def best_fit_cropped(stream: Iterator[int], tokens: Integers, length: int, count
 
 
 def by_token_deficit(orders: list[Integers], tokens: Integers, weights: list[float]) -> Iterator[int]:
-    """Documents of all components, the next from the one whose tokens lag most behind its weight. Raises IndexError where one is exhausted."""
+    """Documents of all components, the next from the one whose tokens lag most behind its weight. Ends where one is exhausted."""
     given, place = [0] * len(orders), [0] * len(orders)
     while True:
         total = sum(given)
         k = max(range(len(orders)), key=lambda k: weights[k] * total - given[k])
+        if place[k] == len(orders[k]):
+            return
         document = int(orders[k][place[k]])
         place[k] += 1
         given[k] += int(tokens[document])
@@ -372,6 +377,8 @@ def main(
     tokenizer: Path, written: tuple[str, ...], column: str, tokens: float | None, lengths: tuple[int, ...], seeds: int, peers: Path | None
 ) -> None:
     components = [component_of(one) for one in written]
+    if len({component.name for component in components}) < len(components):
+        raise click.UsageError(f"components need names of their own, found {', '.join(component.name for component in components)}")
     documents, file = encoded(tokenizer, components, column)
     sizes = [int(documents.tokens[documents.component == k].sum()) for k in range(len(components))]
     total = sum(component.weight for component in components)
