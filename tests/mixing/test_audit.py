@@ -97,7 +97,7 @@ def test_verify_missing_and_strange_files_are_named(folder: Path) -> None:
             "stage adapt, domain: realised is asked, and every count is true",
         ),
         (
-            lambda h: h["stages"][0]["components"]["domain"].update(cut_to_fill=0),
+            lambda h: h["stages"][0]["components"]["domain"].update(cut_to_fill=99),
             "stage adapt, domain: realised is asked, and every count is true",
         ),
         (
