@@ -478,8 +478,10 @@ def test_continued_draws_have_of_a_fraction_cap_what_training_left() -> None:
 
 
 def test_remix_mid_run_keeps_prefixes_even_where_the_rest_of_the_order_would_not(tmp_path: Path) -> None:
-    stages = [{"name": "adapt", "tokens": 58 * 64, "weights": {"domain": 24, "replay": 25, "extra": 9}}]
-    folder = small_manifest(tmp_path / "parent", tokens=TOKENS, mixture={"stages": stages, "max_epochs": {"domain": 3, "extra": 5}})
+    stages = [{"name": "adapt", "tokens": 51 * 64, "weights": {"domain": 24, "replay": 25, "extra": 9}}]
+    folder = small_manifest(
+        tmp_path / "parent", tokens=TOKENS, mixture={"stages": stages, "max_epochs": {"domain": 4, "replay": 3, "extra": 6}}
+    )
     component = Manifest.open(folder).components(0, Manifest.open(folder).sequences)
 
     def uneven(consumed: int) -> float:
