@@ -17,7 +17,7 @@ from curation.assemble import Measured, assemble, documents_of, measure
 from curation.corpus import Corpus, read_corpus
 from curation.engine import Engine, Run, is_full
 from curation.holdout import reserve
-from curation.live import signature_key
+from curation.live import normalized_key, signature_key
 from curation.memory import DOCUMENT
 from curation.models import Ground
 from curation.recipe import Recipe, Resolved, resolve_recipe
@@ -215,7 +215,7 @@ def _provenance(resolved: Resolved, encoder: str, run: Run, began: float) -> dic
 def _record(digest: str, corpus: Corpus, decided: Decided, work: Work) -> dict[str, Any]:
     """What `show`, `why` and `clean` know of a build: its shards, and the keys of its sidecars and models."""
     state = decided.state
-    keys = {token_key(state.tokenizer), signature_key(), *(placed.key for placed in state.signals.values())}
+    keys = {token_key(state.tokenizer), signature_key(), normalized_key(), *(placed.key for placed in state.signals.values())}
     return {
         "digest": digest,
         "shards": [_portable(shard, work) for shard in corpus.shards],

@@ -22,10 +22,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curation import rules
 from curation.corpus import Corpus, Mask, Positions, Shard, fill_sidecar, read_sidecar, sidecar_path
+from curation.dedup.exact import ExactConfig
 from curation.dedup.minhash import MinhashConfig
 from curation.engine import Engine
 from curation.holdout import holdout_of
-from curation.live import DEDUP, ExactConfig, LiveShard, find_duplicates
+from curation.live import DEDUP, LiveShard, Priority, find_duplicates
 from curation.models import Ground, Model, Referenced, spelled_config, train
 from curation.ranking import Cut, Ranked, find_cut, order_key
 from curation.signals import SIGNALS
@@ -270,6 +271,18 @@ def numbers(shard: Shard, by: str, positions: Positions, state: State) -> npt.ND
     return (series.struct.field(part) if part else series).cast(pl.Float64).fill_null(float("nan")).to_numpy()
 
 
+def priority_of(config: ExactConfig | MinhashConfig, state: State) -> Priority | None:
+    """What a declared priority names, as the pool shows it now."""
+    if config.priority is None:
+        return None
+    signal = state.signals.get(config.priority.partition(".")[0])
+    return Priority(signal.key if signal else None, partial(_numbers_at, by=config.priority, state=state))
+
+
+def _numbers_at(shard: Shard, positions: Positions, by: str, state: State) -> npt.NDArray[np.float64]:
+    return numbers(shard, by, positions, state)
+
+
 def rank(shard: Shard, step: Top, state: State) -> Ranked:
     """The shard's part of a ranking: its documents' sort keys in order, with what each would cost."""
     fates, held = start(shard, state)
@@ -312,7 +325,7 @@ def decide(steps: list[Step], ground: Ground, state: State, engine: Engine) -> D
             stretch = []
         if isinstance(step, Add) and isinstance(step.config, ExactConfig | MinhashConfig):
             live = [LiveShard(shard, decided.state.mask(shard), state.work) for shard in corpus.shards]
-            key, anew = find_duplicates(step.config, live, state.work, engine)
+            key, anew = find_duplicates(step.config, live, state.work, engine, priority_of(step.config, decided.state))
             _place(decided, step, key, survivors=True)
             alive = sum(int(np.load(one.mask).sum()) for one in live)
             decided.computed[step.name], decided.remembered[step.name] = anew, alive - anew
