@@ -106,14 +106,14 @@ def _build(recipe: Recipe, folder: Path, target: Path, run: Run, replace: bool, 
         with engine.phase("finish"):
             digest = writer.finish(
                 _header(resolved, corpus, decided, measured, used, planned),
-                _provenance(resolved, encoder.name, run, began) | {"cleaned": corpus.cleaned},
+                _provenance(resolved, encoder.name, run, began) | {"cleaned": corpus.cleaned, "duplicates": decided.told},
             )
     write_json(work.room("builds") / f"{resolved.key}.json", _record(digest, corpus, decided, work))
     warnings = [
         f"hold-out of '{name}': {count:,} documents, a tenth of its distinct texts, instead of the {recipe.holdout.documents:,} asked"
         for name, count in (holdout.capped if holdout else {}).items()
         if recipe.holdout
-    ] + list(planned.warnings)
+    ] + [*decided.warnings.values(), *planned.warnings]
     return Built(target, digest, False, time.monotonic() - began, decided.computed, decided.remembered, warnings)
 
 

@@ -146,6 +146,7 @@ def _explained(manifest: Manifest, record: dict[str, Any], work: Path | None) ->
         evidence = json.loads(record["evidence"])
         if "survivor" in evidence:
             yield f"  the same as row {evidence['row']}, {evidence['survivor']}, similarity {evidence['similarity']:.4f}"
+            yield from _fate_of_survivor(manifest, record["row"], evidence)
         else:
             yield f"  found: {json.dumps(evidence.get('value', evidence), ensure_ascii=False)}"
     if record["content"] is not None:
@@ -164,6 +165,24 @@ def _explained(manifest: Manifest, record: dict[str, Any], work: Path | None) ->
     except UserError:
         return
     yield from ("  | " + line for line in _shown(found.get(record["row"], "")[:400]).splitlines())
+
+
+def _fate_of_survivor(manifest: Manifest, row: int, evidence: dict[str, Any]) -> Iterator[str]:
+    """What became of the document that a duplicate was dropped for, and of the one that it was dropped for itself, until one is kept or the group is gone."""
+    seen = {row}
+    while evidence["row"] not in seen:
+        seen.add(evidence["row"])
+        survivor = pool(manifest).filter(pl.col("row") == evidence["row"]).collect().to_dicts()[0]
+        if survivor["decision"] == "kept":
+            yield f"    row {survivor['row']} is kept"
+            return
+        evidence = json.loads(survivor["evidence"] or "{}")
+        if "survivor" not in evidence:
+            value = f", found: {json.dumps(evidence['value'], ensure_ascii=False)}" if "value" in evidence else ""
+            yield f"    row {survivor['row']} was {survivor['decision']} by: {survivor['reason']}{value}; nothing of the group is left"
+            return
+        yield f"    row {survivor['row']} was dropped by: {survivor['reason']}, the same as row {evidence['row']}, {evidence['survivor']}, similarity {evidence['similarity']:.4f}"
+    yield "    they were dropped for each other; nothing of the group is left"
 
 
 def _added_later(manifest: Manifest, reason: str | None) -> set[str]:

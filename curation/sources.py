@@ -79,7 +79,7 @@ class SourceConfig(BaseModel):
         None,
         ge=0,
         le=1,
-        description="the share of documents that rules about duplicates may drop before the build stops, 0.6 unless it is written; above 0.3 it warns, unless it is written",
+        description="the share of documents that may be dropped as duplicates of others of the source before the build stops; without it a build warns above 0.3 and stops above 0.6",
     )
 
 

@@ -89,6 +89,7 @@ ORDER = {
         "holdout",
         "models",
         "tokenized",
+        "losses",
         "steps",
         "recipe",
         "assemble",

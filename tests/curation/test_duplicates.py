@@ -11,8 +11,10 @@ import pytest
 from recipes import built, near_copy, pool_of, recipe, text_of, write_records
 
 from curation import corpus as corpus_module
-from curation import sources
+from curation import report, sources
+from curation.explain import why
 from curation.sources import cut
+from mixing import UserError
 from mixing.manifest import Manifest
 
 Records = list[dict[str, Any]]
@@ -116,3 +118,128 @@ def test_normalised_exact_duplicates_name_the_survivor_and_leave_wordless_texts(
     assert [row["row"] for row in pool if row["decision"] == "dropped"] == [1]
     assert json.loads(pool[1]["evidence"]) == {"survivor": pool[0]["origin"], "row": 0, "similarity": 1}
     assert manifest.header["recipe"]["steps"][0]["add"] == {"name": "copy_of", "kind": "exact", "by": "normalized"}
+
+
+# --- the guard
+
+NO_COPIES = [{"add": {"copy_of": {"kind": "exact"}}}, {"keep": "copy_of IS NULL"}]
+
+
+def repeated(distinct: int, times: int, first: int = 0) -> Records:
+    """`times` more copies of the text `first`, and `distinct` texts."""
+    return [{"text": text_of(first + max(n - times, 0)), "score": n} for n in range(distinct + times)]
+
+
+def test_guard_more_copies_than_accepted_stop_the_build_with_counts_and_an_example(tmp_path: Path) -> None:
+    records = {"b": repeated(30, 5), "a": repeated(30, 50, first=100)}
+
+    with pytest.raises(UserError) as caught:
+        build(tmp_path, records, NO_COPIES, tmp_path / "out")
+
+    for part in (
+        "sources.a: up to step 2, 'copy_of IS NULL', 50 documents (62.5%)",
+        "50 of them for a.jsonl#0 (row 35) alone",
+        "Accepted are 60%",
+        "max_duplicates: 0.63 in the source",
+    ):
+        assert part in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    assert build(tmp_path, records, NO_COPIES, tmp_path / "out", max_duplicates=0.63).header["sources"]["a"]["kept"] == 30
+    with pytest.raises(UserError, match=r"Accepted are 5%"):
+        build(tmp_path, records, NO_COPIES, tmp_path / "other", max_duplicates=0.05)
+
+
+def test_guard_a_third_of_copies_warns_unless_the_source_says_how_much_is_meant(tmp_path: Path) -> None:
+    write_records(tmp_path / "a.jsonl", repeated(30, 20))
+    values = recipe(sources={"a": {"files": "a.jsonl"}}, steps=NO_COPIES, holdout=None, mixture=MIXTURE)
+
+    (warning,) = built(tmp_path, values, tmp_path / "out").warnings
+
+    assert "sources.a: up to step 2, 'copy_of IS NULL', 20 documents (40.0%)" in warning
+    assert "write max_duplicates: 0.4 in the source" in warning
+    values["sources"]["a"]["max_duplicates"] = 0.4
+    assert built(tmp_path, values, tmp_path / "said").warnings == []
+
+
+def test_guard_counts_over_rules_and_leaves_out_what_other_rules_dropped_before(tmp_path: Path) -> None:
+    """20 texts twice, and two near-copies of each: 1/4 and 2/3 of what comes to the rules; the filter before them takes 100 others away."""
+    texts = [text for n in range(20) for text in (text_of(n), text_of(n), near_copy(text_of(n), n), near_copy(text_of(n), 50 + n))]
+    records = {"a": [*({"text": text, "score": 1} for text in texts), *({"text": text_of(500 + n), "score": 0} for n in range(100))]}
+    steps = [
+        {"keep": "score > 0"},
+        *NO_COPIES,
+        {"add": {"twin": {"kind": "minhash"}}},
+        {"keep": "twin IS NULL"},
+    ]
+
+    with pytest.raises(UserError, match=r"up to step 5, 'twin IS NULL', 60 documents \(75\.0%\)"):
+        build(tmp_path, records, steps, tmp_path / "out")
+
+
+def test_guard_copies_of_another_source_and_rules_without_survivors_do_not_count(tmp_path: Path) -> None:
+    records = {"a": [{"text": text_of(n), "score": n} for n in range(40)], "b": [{"text": text_of(n), "score": n} for n in range(40)]}
+    steps = [{"add": {"copy_of": {"kind": "exact"}}}, {"keep": "copy_of IS NULL AND score >= 30"}]
+
+    manifest = build(tmp_path, records, steps, tmp_path / "out")
+
+    (step,) = report.facts(manifest)["duplicates"]
+    assert step["sources"] == {
+        "a": {"documents": 0, "own": 0, "of": 10, "share": 0.0, "gone": 0},
+        "b": {"documents": 40, "own": 0, "of": 0, "share": 0.0, "gone": 30},
+    }
+    assert step["groups_gone"] == 30
+
+
+# --- groups that are gone
+
+
+def test_groups_that_later_rules_dropped_whole_are_counted_and_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text n stands three times, as written twice and once with a word changed; the survivor of every fourth is dropped by a filter."""
+    monkeypatch.setattr(sources, "SMALL", 0)
+    monkeypatch.setattr(corpus_module, "cut", partial(cut, cut_bytes=2000))
+    texts = [(n, text) for again in range(3) for n in range(12) for text in [text_of(n) if again != 1 else near_copy(text_of(n), n)]]
+    records = {"a": [{"text": text, "score": n % 4} for n, text in texts]}
+    steps = [*NO_COPIES, {"add": {"twin": {"kind": "minhash"}}}, {"keep": "twin IS NULL"}, {"keep": "score > 0"}]
+
+    manifest = build(tmp_path, records, steps, tmp_path / "out", max_duplicates=1)
+
+    first, second = report.facts(manifest)["duplicates"]
+    assert (first["step"], first["groups_gone"], first["sources"]["a"]["documents"], first["sources"]["a"]["gone"]) == (2, 3, 12, 3)
+    assert (second["step"], second["groups_gone"], second["sources"]["a"]["documents"], second["sources"]["a"]["gone"]) == (4, 3, 12, 3)
+    shown = report.inspect(manifest)
+    assert "step 2: copy_of IS NULL" in shown
+    assert "of 3 groups that are gone" in shown
+    (lost,), (kept,) = why(manifest, "28", None, None), why(manifest, "25", None, None)
+    assert "    row 4 was dropped by: score > 0, found: 0; nothing of the group is left\n" in lost
+    assert "    row 1 is kept\n" in kept
+
+
+def test_groups_whose_survivor_is_a_duplicate_itself_are_followed_to_the_end(tmp_path: Path) -> None:
+    """Row 1 is a copy of row 0, which the second signal, preferring high scores, drops for row 2: kept in one group, dropped by a filter in the other."""
+    base = [text_of(0), text_of(0), near_copy(text_of(0), 1), text_of(5), text_of(5), near_copy(text_of(5), 6)]
+    records = {"a": [{"text": text, "score": score} for text, score in zip(base, [0, 0, 5, 0, 0, 9], strict=True)]}
+    records["a"] += [{"text": text_of(100 + n), "score": 1} for n in range(20)]
+    steps = [*NO_COPIES, {"add": {"twin": {"kind": "minhash", "priority": "score"}}}, {"keep": "twin IS NULL"}, {"keep": "score < 9"}]
+
+    manifest = build(tmp_path, records, steps, tmp_path / "out")
+
+    assert [(step["groups_gone"], step["sources"]["a"]["gone"]) for step in report.facts(manifest)["duplicates"]] == [(1, 1), (1, 1)]
+    (followed,) = why(manifest, "4", None, None)
+    assert "    row 3 was dropped by: twin IS NULL, the same as row 5, a.jsonl#" in followed
+    assert "    row 5 was dropped by: score < 9, found: 9; nothing of the group is left\n" in followed
+
+
+def test_groups_dropped_for_each_other_by_two_signals_are_gone(tmp_path: Path) -> None:
+    texts = [text_of(0), text_of(0), *(text_of(100 + n) for n in range(20))]
+    records = {"a": [{"text": text, "score": n} for n, text in enumerate(texts)]}
+    steps = [
+        {"add": {"copy_of": {"kind": "exact"}}},
+        {"add": {"twin": {"kind": "minhash", "priority": "score"}}},
+        {"keep": "copy_of IS NULL"},
+        {"keep": "twin IS NULL"},
+    ]
+
+    manifest = build(tmp_path, records, steps, tmp_path / "out")
+
+    assert [(step["groups_gone"], step["sources"]["a"]["gone"]) for step in report.facts(manifest)["duplicates"]] == [(1, 1), (1, 1)]
+    assert "they were dropped for each other; nothing of the group is left" in next(why(manifest, "0", None, None))
