@@ -17,10 +17,13 @@ import xxhash
 
 from curation.clean import cleaned
 from curation.corpus import Shard
+from curation.passages import excerpt, first_character, first_difference, longest_shared, words_of
 from mixing import UserError
 from mixing.manifest import Manifest, canonical_json
 
 SHOWN = 2000
+PASSAGE = 300  # characters of a shared passage
+PARTING = 12  # words from where two texts part
 FIXED = ("row", "source", "origin", "key", "content", "bytes", "parents", "decision", "reason", "evidence", "n_tokens")
 
 
@@ -32,10 +35,15 @@ def pool(manifest: Manifest) -> pl.LazyFrame:
 # --- texts
 
 
+def work_of(manifest: Manifest, work: Path | None) -> Path:
+    """The work directory of the build that made the manifest, if it has not moved to `work`."""
+    return work or Path(json.loads((manifest.folder / "provenance.json").read_text())["work"])
+
+
 def shards_of(manifest: Manifest, work: Path | None) -> list[Shard]:
     """The shards of the build that made the manifest, or a UserError that says where they were."""
     provenance = json.loads((manifest.folder / "provenance.json").read_text())
-    folder = work or Path(provenance["work"])
+    folder = work_of(manifest, work)
     remembered = folder / "builds" / f"{provenance['build']}.json"
     if not remembered.exists():
         raise UserError(
@@ -160,10 +168,14 @@ def _explained(manifest: Manifest, record: dict[str, Any], work: Path | None) ->
             for part, one in value.items() if isinstance(value, dict) else [("", value)]:
                 yield f"  {name}{'.' if part else ''}{part} = {'null' if one is None else one}"
     yield from _in_plan(manifest, record)
+    evidence = json.loads(record["evidence"] or "{}")
+    survivor = evidence["row"] if "survivor" in evidence else None
     try:
-        found = texts(shards_of(manifest, work), [record["row"]])
+        found = texts(shards_of(manifest, work), [record["row"]] if survivor is None else [record["row"], survivor])
     except UserError:
         return
+    if survivor is not None:
+        yield from compared(found[record["row"]], found[survivor], survivor)
     yield from ("  | " + line for line in _shown(found.get(record["row"], "")[:400]).splitlines())
 
 
@@ -173,6 +185,9 @@ def _fate_of_survivor(manifest: Manifest, row: int, evidence: dict[str, Any]) ->
     while evidence["row"] not in seen:
         seen.add(evidence["row"])
         survivor = pool(manifest).filter(pl.col("row") == evidence["row"]).collect().to_dicts()[0]
+        if survivor["decision"] == "held_out":
+            yield f"    row {survivor['row']} is held out"
+            return
         if survivor["decision"] == "kept":
             yield f"    row {survivor['row']} is kept"
             return
@@ -183,6 +198,36 @@ def _fate_of_survivor(manifest: Manifest, row: int, evidence: dict[str, Any]) ->
             return
         yield f"    row {survivor['row']} was dropped by: {survivor['reason']}, the same as row {evidence['row']}, {evidence['survivor']}, similarity {evidence['similarity']:.4f}"
     yield "    they were dropped for each other; nothing of the group is left"
+
+
+def compared(here: str, there: str, row: int) -> Iterator[str]:
+    """What a document has in common with the one it was dropped for, and where they part."""
+    mine, theirs = words_of(here), words_of(there)
+    if here == there:
+        yield f"  the text of row {row}, character by character"
+        return
+    shared, at = longest_shared(mine, theirs), first_difference(mine, theirs)
+    if at == len(mine) == len(theirs):
+        character = first_character(here, there)
+        begin = max(character - 30, 0)
+        yield f"  the {len(mine):,} words of row {row}; as written they part at character {character:,}:"
+        yield f"    here   {_quoted(here[begin : character + 60])}"
+        yield f"    there  {_quoted(there[begin : character + 60])}"
+        return
+    yield (
+        f"  the longest passage in both: {shared.words:,} words, from word {shared.here + 1:,} of {len(mine):,} here and word {shared.there + 1:,} of {len(theirs):,} in row {row}:"
+    )
+    yield f"    {_quoted(excerpt(here, shared.here, shared.words))}"
+    yield f"  they part at word {at + 1:,}:"
+    yield f"    here   {_quoted(excerpt(here, at, PARTING))}"
+    yield f"    there  {_quoted(excerpt(there, at, PARTING))}"
+
+
+def _quoted(text: str) -> str:
+    """Untrusted text on one line, its middle left out if it is long."""
+    if len(text) > PASSAGE:
+        text = f"{text[: PASSAGE // 2]} … {text[-PASSAGE // 2 :]}"
+    return f"“{_shown(' '.join(text.split()))}”" if text else "(the text ends here)"
 
 
 def _added_later(manifest: Manifest, reason: str | None) -> set[str]:

@@ -42,6 +42,7 @@ ORDER = {
     "curation": [
         "curation",
         "words",
+        "passages",
         "tokens",
         "signals.reference",
         "signals.gopher",
@@ -96,6 +97,7 @@ ORDER = {
         "build",
         "estimate",
         "explain",
+        "sketches",
         "report",
         "cli",
     ],
