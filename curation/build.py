@@ -106,7 +106,12 @@ def _build(recipe: Recipe, folder: Path, target: Path, run: Run, replace: bool, 
         with engine.phase("finish"):
             digest = writer.finish(
                 _header(resolved, corpus, decided, measured, used, planned),
-                _provenance(resolved, encoder.name, run, began) | {"cleaned": corpus.cleaned, "duplicates": decided.told},
+                _provenance(resolved, encoder.name, run, began)
+                | {
+                    "cleaned": corpus.cleaned,
+                    "duplicates": decided.told,
+                    "compared": {name: one for name, one in decided.reports.items() if one},
+                },
             )
     write_json(work.room("builds") / f"{resolved.key}.json", _record(digest, corpus, decided, work))
     warnings = [

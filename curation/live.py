@@ -6,6 +6,7 @@ on the set of documents alive, so its key holds a digest of that set, and its va
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from curation.dedup.near import near_duplicates
 from curation.dedup.ranks import Ranks, rank
 from curation.engine import Engine
 from curation.ranking import order_key
-from curation.work import Work, key_of
+from curation.work import Work, key_of, write_json
 
 NEAR_VERSION = "1"
 
@@ -138,6 +139,7 @@ def find_duplicates(
     if isinstance(config, MinhashConfig):
         engine.map(_sign_live, [(live,) for live in shards], "sign")
         found = near_duplicates(shards, config, scratch, run, engine.memory.range_bytes(), ranks)
+        write_json(_report_path(work, key), json.loads((scratch / "report.json").read_text()))
     else:
         if config.by == "normalized":
             engine.map(_normalize_live, [(live,) for live in shards], "normalize")
@@ -150,6 +152,17 @@ def find_duplicates(
         f"record {config.kind} duplicates",
     )
     return key, sum(decided)
+
+
+def report_of(work: Work, key: str) -> dict[str, int]:
+    """What a search for near-duplicates compared and gave up (see `dedup.near`); nothing of another signal."""
+    path = _report_path(work, key)
+    found: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def _report_path(work: Work, key: str) -> Path:
+    return work.room("sidecars") / key / "report.json"
 
 
 def _sign_live(live: LiveShard) -> None:

@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation import rules
+from curation.dedup.exact import NORMALIZED_VERSION
 from curation.dedup.minhash import SIGNATURE_VERSION
 from curation.dedup.preference import Preference
 from curation.engine import Engine, Run
@@ -88,7 +89,9 @@ class Resolved:
             step.name: SIGNALS[step.kind].version(step.config) for step in self.steps if isinstance(step, Add) and step.kind in SIGNALS
         }
         readers = [self.readers] if self.readers else []
-        return key_of("build", self.values, versions, SHARD_VERSION, HOLDOUT_VERSION, NEAR_VERSION, SIGNATURE_VERSION, *readers)
+        return key_of(
+            "build", self.values, versions, SHARD_VERSION, HOLDOUT_VERSION, NEAR_VERSION, SIGNATURE_VERSION, NORMALIZED_VERSION, *readers
+        )
 
     @property
     def readers(self) -> dict[str, str]:

@@ -132,7 +132,17 @@ def duplicates(manifest: Manifest) -> str:
             rows.append(
                 [f"  of {step['groups_gone']:,} groups that are gone", *(f"{n:,}" for n in counts["gone"]), f"{sum(counts['gone']):,}"]
             )
-    return table(rows, "")
+    return "\n".join([table(rows, ""), *_given_up(manifest)])
+
+
+def _given_up(manifest: Manifest) -> list[str]:
+    """A line for every search for near-duplicates that did not compare all it should have."""
+    found = _counted(manifest).get("compared", {})
+    return [
+        f"{name}: {one['pairs_given_up']:,} pairs that might be alike were not compared"
+        for name, one in found.items()
+        if one["pairs_given_up"]
+    ]
 
 
 def _short(rule: str) -> str:

@@ -27,7 +27,7 @@ from curation.dedup.exact import ExactConfig
 from curation.dedup.minhash import MinhashConfig
 from curation.engine import Engine
 from curation.holdout import holdout_of
-from curation.live import DEDUP, LiveShard, Priority, find_duplicates
+from curation.live import DEDUP, LiveShard, Priority, find_duplicates, report_of
 from curation.losses import ALIVE as ALIVE
 from curation.losses import Copies, Dropped, Loss, Removal, gone, guard, losses, survivors_of, told, within
 from curation.models import Ground, Model, Referenced, spelled_config, train
@@ -39,6 +39,7 @@ from curation.work import Work, key_of
 from mixing.manifest import canonical_json
 from mixing.strategies.shares import TokenCount
 
+GIVEN_UP = "because more than 10,000 documents that stay share one rare shingle; some near-duplicates among them may have stayed"
 Fates = npt.NDArray[np.uint16]
 
 
@@ -326,6 +327,7 @@ class Decided:
     duplicates: dict[str, dict[int, Copies]] = field(default_factory=dict)
     removals: list[Removal] = field(default_factory=list)
     told: list[dict[str, Any]] = field(default_factory=list)
+    reports: dict[str, dict[str, int]] = field(default_factory=dict)
     warnings: dict[str, str] = field(default_factory=dict)
     computed: dict[str, int] = field(default_factory=dict)
     remembered: dict[str, int] = field(default_factory=dict)
@@ -351,6 +353,11 @@ def decide(steps: list[Step], ground: Ground, state: State, engine: Engine) -> D
             live = [LiveShard(shard, decided.state.mask(shard), state.work) for shard in corpus.shards]
             key, anew = find_duplicates(step.config, live, state.work, engine, priority_of(step.config, decided.state))
             _place(decided, step, key, survivors=True)
+            decided.reports[step.name] = report_of(state.work, key)
+            if given_up := decided.reports[step.name].get("pairs_given_up"):
+                decided.warnings[step.name] = (
+                    f"steps[{step.index - 1}].add.{step.name}: {given_up:,} pairs that might be alike were not compared, {GIVEN_UP}"
+                )
             alive = sum(int(np.load(one.mask).sum()) for one in live)
             decided.computed[step.name], decided.remembered[step.name] = anew, alive - anew
         elif isinstance(step, Top):

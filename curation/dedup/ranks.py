@@ -5,7 +5,7 @@ sorted by itself on disk, in ranges whose bounds are pairs (key, row), so that a
 samples. A document's *place* is the number of its shard above 32 bits of its position in it.
 
 Out: `Ranks`, files of (row, place) in order of rank. Decisions about ranks go back the same way: range by range to places and survivors' rows, then shard by shard. Nothing depends
-on the order of shards within a source, on the number of processes or on ranges. Disk: 72 bytes a document while it lasts.
+on the order of shards within a source, on the number of processes or on ranges. Disk: 56 bytes a document while it lasts.
 """
 
 from __future__ import annotations

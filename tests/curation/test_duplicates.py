@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from recipes import built, near_copy, pool_of, recipe, text_of, write_records
 
 from curation import corpus as corpus_module
 from curation import report, sources
+from curation.dedup import banding
 from curation.explain import why
 from curation.sources import cut
 from mixing import UserError
@@ -25,13 +27,13 @@ MIXTURE = {
 }
 
 
-def build(folder: Path, records: dict[str, Records], steps: list[dict[str, Any]], out: Path, **source: Any) -> Manifest:
+def build(folder: Path, records: dict[str, Records], steps: list[dict[str, Any]], out: Path, workers: int = 1, **source: Any) -> Manifest:
     """A manifest of sources `records`, one file each, decided by `steps`."""
     for name, mine in records.items():
         if not (folder / f"{name}.jsonl").exists():
             write_records(folder / f"{name}.jsonl", mine)
     named = {name: {"files": f"{name}.jsonl", "columns": ["score"], **source} for name in records}
-    made = built(folder, recipe(sources=named, steps=steps, holdout=None, mixture=MIXTURE), out)
+    made = built(folder, recipe(sources=named, steps=steps, holdout=None, mixture=MIXTURE), out, workers=workers)
     return Manifest.open(made.folder)
 
 
@@ -76,7 +78,7 @@ def test_priority_of_near_duplicates_keeps_the_best_of_the_first_source(tmp_path
     }
 
 
-def test_priority_by_a_signal_whatever_the_shards_gives_one_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_priority_by_a_signal_whatever_the_shards_and_workers_gives_one_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = [
         {"add": {"words": {"kind": "heuristics"}}},
         {"add": {"copy_of": {"kind": "exact", "by": "normalized", "priority": "words.mean_length"}}},
@@ -91,7 +93,7 @@ def test_priority_by_a_signal_whatever_the_shards_gives_one_digest(tmp_path: Pat
     monkeypatch.setattr(corpus_module, "cut", partial(cut, cut_bytes=3000))
     (tmp_path / "two").mkdir()
 
-    two = build(tmp_path / "two", copies(30), steps, tmp_path / "b", max_duplicates=1)
+    two = build(tmp_path / "two", copies(30), steps, tmp_path / "b", workers=2, max_duplicates=1)
 
     assert len(list((tmp_path / "two" / ".tilth" / "shards").iterdir())) > 5
     assert one.digest == two.digest
@@ -243,3 +245,26 @@ def test_groups_dropped_for_each_other_by_two_signals_are_gone(tmp_path: Path) -
 
     assert [(step["groups_gone"], step["sources"]["a"]["gone"]) for step in report.facts(manifest)["duplicates"]] == [(1, 1), (1, 1)]
     assert "they were dropped for each other; nothing of the group is left" in next(why(manifest, "0", None, None))
+
+
+def test_pairs_given_up_are_a_warning_of_the_build_and_a_line_of_inspect_every_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """200 pages of one template, 0.75 of each other, so that all stay: with 8 leaders a bucket, the others of a large one are not compared with each other."""
+    template = " ".join(f"t{i}" for i in range(100))
+    pages = [{"text": template + "".join(f" p{page}x{i}" for i in range(16)), "score": 0} for page in range(200)]
+    write_records(tmp_path / "a.jsonl", pages)
+    steps = [{"add": {"twin": {"kind": "minhash"}}}, {"keep": "twin IS NULL"}]
+    values = recipe(sources={"a": {"files": "a.jsonl"}}, steps=steps, holdout=None, mixture=MIXTURE)
+    assert built(tmp_path, values, tmp_path / "all", tmp_path / "work").warnings == []
+    monkeypatch.setattr(banding, "MOST_LEADERS", 8)
+
+    made = built(tmp_path, values, tmp_path / "out")
+    again = built(tmp_path, {**values, "seed": 18}, tmp_path / "again")
+
+    (warning,) = made.warnings
+    given_up = re.match(r"steps\[0\]\.add\.twin: ([\d,]+) pairs that might be alike were not compared", warning)
+    assert given_up is not None
+    assert int(given_up[1].replace(",", "")) > 24 * 23 // 2  # a bucket of more than 32, less the 8
+    assert again.warnings == made.warnings
+    assert f"twin: {given_up[1]} pairs that might be alike were not compared" in report.inspect(Manifest.open(again.folder))
