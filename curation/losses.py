@@ -188,7 +188,7 @@ def gone(shards: list[Dropped], removals: list[Removal], records: int, folder: P
     """Follows every dropped duplicate to what became of its survivor; `records` is the number of rows, `folder` a room for maps over them."""
     lost, following, named = folder / "lost.npy", folder / "following.npy", folder / "named.npy"
     for path, kind in ((lost, np.uint8), (following, np.uint64), (named, np.uint8)):
-        sparse(path, kind, records)
+        sparse(path, kind, max(records, 1))
     engine.map(_mark, [(one, removals, lost, following) for one in shards], "follow duplicates")
     found = engine.map(_follow, [(one, removals, lost, following) for one in shards], "follow duplicates")
     groups = {}

@@ -5,7 +5,7 @@ sorted by itself on disk, in ranges whose bounds are pairs (key, row), so that a
 samples. A document's *place* is the number of its shard above 32 bits of its position in it.
 
 Out: `Ranks`, files of (row, place) in order of rank. Decisions about ranks go back the same way: range by range to places and survivors' rows, then shard by shard. Nothing depends
-on the order of shards within a source, on the number of processes or on ranges. Disk: 56 bytes a document while it lasts.
+on the order of shards within a source, on the number of processes or on ranges. Disk: 64 bytes a document while it lasts.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ Bound = tuple[int, int]
 
 
 class Ranks(NamedTuple):
-    """`parts`: u64[2, n] each, row and place of the documents of rank `starts[i]` and on; `places`: runs of (place, rank)."""
+    """`parts`: u64[2, n] each, row and place of the documents of rank `starts[i]` and on; `shards`: u64[n] each, the ranks of a shard's documents by position."""
 
     parts: list[Path]
     starts: list[int]
-    places: list[Path]
+    shards: list[Path]
 
     def over(self, shards: Sequence[Shard]) -> list[Shard]:
         """The shards with ranks for rows."""
-        return [_Ranked(shard, number, self) for number, shard in enumerate(shards)]
+        return [_Ranked(shard, ranks) for shard, ranks in zip(shards, self.shards, strict=True)]
 
     def rows_of(self, ranks: Hashes) -> Hashes:
         """The rows of documents of these ranks."""
@@ -57,17 +57,14 @@ class _Ranked:
     """A shard whose rows are ranks."""
 
     shard: Shard
-    number: int
-    ranks: Ranks
+    ranks: Path
 
     @property
     def name(self) -> str:
         return self.shard.name
 
     def rows(self) -> Hashes:
-        places, ranks = gather(self.ranks.places, *_span(self.number), 2)
-        ordered: Hashes = ranks[np.argsort(places)]
-        return ordered
+        return open_run(self.ranks)
 
     def signatures(self) -> Signatures:
         return self.shard.signatures()
@@ -103,9 +100,10 @@ def rank(
     places = run(
         _write_places, [(part, start, folder / f"places-{i}.npy") for i, (part, start) in enumerate(zip(parts, starts, strict=True))]
     )
-    for path in written:
+    by_shard = run(_write_ranks, [(places, number, folder / f"shard-{number}.npy") for number in range(len(shards))])
+    for path in [*written, *places]:
         path.unlink()
-    return Ranks(parts, starts, places)
+    return Ranks(parts, starts, by_shard)
 
 
 def _ordered(keys: Keys) -> Hashes:
@@ -161,6 +159,13 @@ def _write_places(part: Path, start: int, path: Path) -> Path:
     """Task: the run (place, rank) of one part."""
     places = open_run(part)[1]
     return write_run(path, [places, np.arange(start, start + len(places), dtype=np.uint64)])
+
+
+def _write_ranks(places: Sequence[Path], number: int, path: Path) -> Path:
+    """Task: the ranks of one shard's documents, by position."""
+    found = gather(places, *_span(number), 2)
+    np.save(path, found[1, np.argsort(found[0])])
+    return path
 
 
 def write_all(shards: Sequence[Shard], removed: Sequence[Path], ranks: Ranks | None, scratch: Path, work: Path, run: Run) -> list[Path]:
