@@ -201,6 +201,19 @@ def why(manifest: Path, document: str | None, text: str | None, work: Path | Non
 
 
 @main.command()
+@manifest_argument
+@click.option("-o", "output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The Parquet file to write.")
+@work_option
+@answers
+def signatures(manifest: Path, output: Path, work: Path | None) -> None:
+    """Write the MinHash signatures of the kept documents, for datasketch.LeanMinHash and others. Needs the work directory."""
+    from curation.sketches import write_sketches
+    from mixing.manifest import Manifest
+
+    click.echo(f"{output}: {write_sketches(Manifest.open(manifest), output, work):,} signatures")
+
+
+@main.command()
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 @answers

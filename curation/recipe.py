@@ -19,7 +19,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation import rules
+from curation.dedup.exact import NORMALIZED_VERSION
 from curation.dedup.minhash import SIGNATURE_VERSION
+from curation.dedup.preference import Preference
 from curation.engine import Engine, Run
 from curation.finding import hash_files, locate
 from curation.holdout import HOLDOUT_VERSION, HoldoutConfig
@@ -87,7 +89,9 @@ class Resolved:
             step.name: SIGNALS[step.kind].version(step.config) for step in self.steps if isinstance(step, Add) and step.kind in SIGNALS
         }
         readers = [self.readers] if self.readers else []
-        return key_of("build", self.values, versions, SHARD_VERSION, HOLDOUT_VERSION, NEAR_VERSION, SIGNATURE_VERSION, *readers)
+        return key_of(
+            "build", self.values, versions, SHARD_VERSION, HOLDOUT_VERSION, NEAR_VERSION, SIGNATURE_VERSION, NORMALIZED_VERSION, *readers
+        )
 
     @property
     def readers(self) -> dict[str, str]:
@@ -240,9 +244,12 @@ def _steps(recipe: Recipe, columns: dict[str, pa.DataType], folder: Path, run: R
         if len(given) != 1:
             raise UserError(f"{where}: a step is one of add, keep, top; found {' and '.join(given) or 'none of them'}")
         if config.add is not None:
+            schema = rule_schema(columns, signals)
             step = _add(index, f"{where}.add", config.add, list(recipe.sources), folder, run, digests, engine)
             if step.name in signals or step.name in columns or step.name in POOL_COLUMNS:
                 raise UserError(f"{where}.add: '{step.name}' is taken; a signal needs a name of its own")
+            if isinstance(step.config, Preference) and step.config.priority is not None:
+                _check_by(f"{where}.add.{step.name}.priority", step.config.priority, schema)
             signals[step.name] = step.type
             steps.append(step)
         elif config.keep is not None:
@@ -304,7 +311,7 @@ def _values(recipe: Recipe, sources: list[Source], steps: list[Step], tokenizer:
             },
             "text": source.config.text,
             "key": source.config.key,
-            **{name: value for name in ("where", "limit") if (value := getattr(source.config, name)) is not None},
+            **{name: value for name in ("where", "limit", "max_duplicates") if (value := getattr(source.config, name)) is not None},
             "columns": [{"name": name, "type": kind} for name, kind in source.columns.items()],
             "licence": source.config.licence,
             "max_quarantine": source.config.max_quarantine,

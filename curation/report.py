@@ -68,7 +68,15 @@ def effective_tokens(tokens: int, unique: int) -> int:
 
 
 def inspect(manifest: Manifest) -> str:
-    parts = [_title(manifest), funnel(manifest), budget(manifest), moved(manifest), chosen(manifest), _reserved(manifest)]
+    parts = [
+        _title(manifest),
+        funnel(manifest),
+        duplicates(manifest),
+        budget(manifest),
+        moved(manifest),
+        chosen(manifest),
+        _reserved(manifest),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -117,9 +125,46 @@ def funnel(manifest: Manifest) -> str:
 
 def _cleaned(manifest: Manifest) -> dict[str, dict[str, int]]:
     """Documents that each clean step changed, per source, as the build counted them."""
-    path = manifest.folder / "provenance.json"
-    found: dict[str, dict[str, int]] = json.loads(path.read_text()).get("cleaned", {}) if path.exists() else {}
+    found: dict[str, dict[str, int]] = _counted(manifest).get("cleaned", {})
     return found
+
+
+def _counted(manifest: Manifest) -> dict[str, Any]:
+    """What the build counted besides the manifest's header."""
+    path = manifest.folder / "provenance.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def duplicates(manifest: Manifest) -> str:
+    """What each rule about duplicates dropped, per source: documents, the share lost to its own documents up to it, and those of groups of which later rules left nothing."""
+    steps = _counted(manifest).get("duplicates", [])
+    if not steps:
+        return ""
+    sources = [source["name"] for source in manifest.header["recipe"]["sources"]]
+    rows = [["dropped as duplicates", *sources, "all"]]
+    for step in steps:
+        mine = [step["sources"][name] for name in sources]
+        counts = {name: [one[name] for one in mine] for name in ("documents", "gone")}
+        rows.append(
+            [f"step {step['step']}: {_short(step['rule'])}", *(f"{n:,}" for n in counts["documents"]), f"{sum(counts['documents']):,}"]
+        )
+        rows.append(["  share of its own, so far", *(f"{one['share']:.1%}" for one in mine), ""])
+        if step["groups_gone"]:
+            rows.append(
+                [f"  of {step['groups_gone']:,} groups that are gone", *(f"{n:,}" for n in counts["gone"]), f"{sum(counts['gone']):,}"]
+            )
+    return "\n".join([table(rows, ""), *_given_up(manifest)])
+
+
+def _given_up(manifest: Manifest) -> list[str]:
+    """A line for every search for near-duplicates that did not compare all it should have."""
+    found = _counted(manifest).get("compared", {})
+    return [
+        f"{name}: {one['pairs_given_up']:,} pairs that might be alike were not compared"
+        for name, one in found.items()
+        if one["pairs_given_up"]
+    ]
 
 
 def _short(rule: str) -> str:
@@ -206,7 +251,7 @@ def _reserved(manifest: Manifest) -> str:
 
 
 def facts(manifest: Manifest) -> dict[str, Any]:
-    """The header with its digest, and effective tokens per component and stage: what `inspect --json` prints."""
+    """The header with its digest, effective tokens per component and stage, and what the build counted of duplicates: what `inspect --json` prints."""
     stages = [
         {
             **stage,
@@ -218,7 +263,7 @@ def facts(manifest: Manifest) -> dict[str, Any]:
         }
         for stage in manifest.stages
     ]
-    return {**manifest.header, "digest": manifest.digest, "stages": stages}
+    return {**manifest.header, "digest": manifest.digest, "stages": stages, "duplicates": _counted(manifest).get("duplicates", [])}
 
 
 def as_json(value: object) -> str:

@@ -176,7 +176,7 @@ def test_help_lists_every_verb_with_a_sentence() -> None:
         assert len(listed[verb]) > 20
 
 
-def test_inspect_json_is_the_header_with_digest_and_effective_tokens(folder: Path) -> None:
+def test_inspect_json_is_the_header_with_digest_effective_tokens_and_duplicates(folder: Path) -> None:
     header = json.loads((folder / "out" / "manifest.json").read_text())
 
     facts = json.loads(curate("inspect", folder / "out", "--json").stdout)
@@ -187,6 +187,11 @@ def test_inspect_json_is_the_header_with_digest_and_effective_tokens(folder: Pat
         for name, one in stage["components"].items():
             unique = known["components"][name]["unique_tokens"]
             assert unique <= one.pop("effective_tokens") <= known["components"][name]["tokens"]
+    for step in facts.pop("duplicates"):
+        for name, counted in step["sources"].items():
+            dropped = [one["documents"] for one in header["sources"][name]["dropped"] if one["step"] == step["step"]]
+            assert [counted["documents"]] == (dropped or [0])
+            assert counted["own"] <= counted["documents"]
     assert facts == header
 
 
