@@ -268,3 +268,23 @@ def test_pairs_given_up_are_a_warning_of_the_build_and_a_line_of_inspect_every_t
     assert int(given_up[1].replace(",", "")) > 24 * 23 // 2  # a bucket of more than 32, less the 8
     assert again.warnings == made.warnings
     assert f"twin: {given_up[1]} pairs that might be alike were not compared" in report.inspect(Manifest.open(again.folder))
+
+
+def test_priority_by_a_signal_that_is_configured_anew_decides_as_in_a_fresh_work_directory(tmp_path: Path) -> None:
+    """Texts and near-copies under models of the one and of the other: what was decided by one model is not taken for what the other says."""
+    base = [text for n in range(12) for text in (text_of(n), near_copy(text_of(n), n))]
+    write_records(tmp_path / "a.jsonl", [{"text": text, "score": 0} for text in base])
+
+    def steps(reference: str) -> list[dict[str, Any]]:
+        added = {"q": {"kind": "ngram", "reference": reference}}
+        return [{"add": added}, {"add": {"twin": {"kind": "minhash", "priority": "q", "order": "ascending"}}}, {"keep": "twin IS NULL"}]
+
+    for name, place in (("first", 0), ("second", 1)):
+        write_records(tmp_path / f"{name}.jsonl", [{"text": text} for text in base[place::2] * 3])
+    kept = {}
+    for name, work in (("first", "work"), ("second", "work"), ("second", "fresh")):
+        values = recipe(sources={"a": {"files": "a.jsonl"}}, steps=steps(f"{name}.jsonl"), holdout=None, mixture=MIXTURE)
+        made = built(tmp_path, values, tmp_path / f"{name}-{work}", tmp_path / work)
+        kept[name, work] = [row["row"] for row in pool_of(made.folder) if row["decision"] == "kept"]
+
+    assert kept["second", "work"] == kept["second", "fresh"] != kept["first", "work"]
