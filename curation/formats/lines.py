@@ -29,7 +29,9 @@ def read_json_lines(path: Place, fields: Fields, begin: int = 0, end: int | None
         if isinstance(block, str):
             yield chunk_of([refused(position, 0, block, "")], len(fields.columns))
             continue
-        lines = block.removesuffix(b"\n").split(b"\n")
+        lines = block.split(b"\n")
+        if block.endswith(b"\n"):
+            lines.pop()
         chunk = _read_at_once(position, lines, fields)
         if chunk is None:
             yield from in_chunks(_read_one_by_one(position, lines, fields), len(fields.columns))
