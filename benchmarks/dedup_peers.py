@@ -4,14 +4,15 @@
     PEER/bin/python benchmarks/dedup_peers.py keep datasketch|rensa|rensa-words|text-dedup|datatrove|datatrove-zh FILE OUT THRESHOLD
 
 `sign` answers `seconds` of CPU time and `bytes` for text to 128 permutations (datatrove: 16 x 8) in one process on one core, with texts in memory and after a small first run; `keep`
-answers `seconds` from the file to the written survivors (wall and CPU), imports not counted, and writes OUT, JSON Lines of the survivors. Each runs under an environment of its own
-(`pip install rensa datasketch orjson`; `"datatrove[io]" spacy jieba "xxhash<4" orjson`; `text-dedup "xxhash<4" orjson`; `daft orjson`), which `dedup.py` is given as a path.
+answers `seconds` from the file to the written survivors (wall and CPU), the imports of rensa and datasketch not counted, and writes OUT, JSON Lines of the survivors. Each runs under an environment of its own
+(`pip install rensa datasketch orjson`; `"datatrove[io]" spacy jieba regex nltk ftfy tldextract tokenizers "xxhash<4" orjson`; `text-dedup "xxhash<4" orjson`; `daft orjson`), which `dedup.py` is given as a path.
 rensa and datasketch take tokens: they get five-word shingles of the lower-cased text's words (`rensa-words`: the blank-separated words of rensa's own description), made here in Python.
 """
 
 # mypy: disable-error-code="import-not-found"
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -85,6 +86,8 @@ def sign_datatrove(texts: list[str]) -> Callable[[list[str]], object]:
 
 def keep(peer: str, file: str, out: str, threshold: str) -> dict[str, float]:
     deduplicate = KEEP[peer]
+    if peer in ("rensa", "rensa-words", "datasketch"):
+        importlib.import_module(peer.partition("-")[0])  # which the others do in processes of their own, or while they begin
     began, before = time.monotonic(), _cpu()
     kept = deduplicate(file, out, float(threshold))
     return {"seconds": time.monotonic() - began, "cpu": _cpu() - before, "kept": kept}
@@ -185,7 +188,7 @@ def keep_datatrove_zh(file: str, out: str, threshold: float) -> int:
 def _language(code: str) -> str:
     from datatrove.utils.typeshelper import Languages
 
-    return str({"en": Languages.english, "zh": Languages.chinese}[code])
+    return str({"en": Languages.english, "zh": Languages.chinese__hani}[code])
 
 
 KEEP: dict[str, Callable[[str, str, float], int]] = {
