@@ -55,7 +55,9 @@ bench: $(VENV)/.ready ## every script in benchmarks/, on the demo's corpus or on
 	@test -d build/demo/corpus || $(BIN)/python examples/harvest_stdlib.py build/demo/corpus
 	@test -d build/demo/bpe-4096 || $(BIN)/python examples/train_tokenizer.py build/demo/bpe-4096 $(DEMO_FILES)
 	$(BIN)/python benchmarks/dedup_accuracy.py $(FILES)
-	$(BIN)/python benchmarks/token_parity.py $(TOKENIZER) $(FILES)
+	$(BIN)/python benchmarks/token_parity.py $(TOKENIZER) $(FILES) --unigram
+	$(BIN)/python benchmarks/mixture.py $(TOKENIZER) $(FILES)
+	$(BIN)/python benchmarks/mixture_scale.py $(TOKENIZER) $(FILES)
 	$(BIN)/python benchmarks/kill_and_resume.py $(RECIPE) --each 1
 
 clean: ## remove what builds, tests and the demo wrote (the environment stays)

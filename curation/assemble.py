@@ -18,18 +18,17 @@ import polars as pl
 import pyarrow as pa
 
 from curation import rules
+from curation.components import assign, predicates
 from curation.corpus import Corpus, Positions, Shard, chunkless, read_sidecar, sidecar_path
 from curation.engine import Engine
 from curation.steps import ALIVE, Add, Keep, State, Step, Top, fate_of, frame, numbers, signal_values, start
 from curation.tokenized import TokenIds, tokenize
-from mixing import UserError
 from mixing.draws import Documents
-from mixing.manifest import Holdout, canonical_json
+from mixing.manifest import NO_COMPONENT, Holdout, canonical_json
 from mixing.plan import Mixture, Plan
 from mixing.pool import ROWS_PER_FILE, pool_schema
 from mixing.write import ManifestWriter
 
-NO_COMPONENT = 65535
 POOL_WINDOW = 50_000  # held at a time
 MAPPED = 32 << 20  # bytes of mapped files that are used before they are let go
 TOKEN_WINDOW = 4 << 20  # ids held at a time
@@ -51,19 +50,16 @@ def measure(shard: Shard, mixture: Mixture, steps: list[Step], state: State) -> 
     """Puts every kept and every passing held-out document in its component and counts its tokens; saves `component` and `counted`."""
     fates, held = start(shard, state)
     positions = np.flatnonzero(fates == ALIVE)
-    component = np.full(shard.documents, NO_COMPONENT, np.uint16)
-    names = list(mixture.components)
-    for index, name in enumerate(names):
-        rule = rules.parse(mixture.components[name], f"mixture.components.{name}", state.schema())
-        inside = positions[rule.decide(frame(shard, rule.columns, positions, state))[0]]
-        taken = component[inside] != NO_COMPONENT
-        if taken.any() and not mixture.first_match:
-            row = inside[np.argmax(taken)]
-            raise UserError(
-                f"mixture.components: {shard.origins(np.array([row]))[0]} of source '{shard.source}' is in '{names[component[row]]}' and in '{name}'; "
-                "make the predicates exclude each other, or set mixture.first_match: true"
-            )
-        component[inside[~taken]] = index
+    checked = predicates(mixture, state.schema())
+
+    def inside(name: str) -> Positions:
+        there: Positions = positions[checked[name].decide(frame(shard, checked[name].columns, positions, state))[0]]
+        return there
+
+    def described(row: int) -> str:
+        return f"{shard.origins(np.array([row]))[0]} of source '{shard.source}'"
+
+    component = assign(mixture, shard.documents, inside, described)
     alive = (fates == ALIVE) & ~held
     counted = (alive & (component != NO_COMPONENT)) | ((fates == ALIVE) & held)
     tokens = tokenize(shard, counted, state.tokenizer, state.work)

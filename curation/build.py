@@ -17,7 +17,7 @@ from curation.assemble import Measured, assemble, documents_of, measure
 from curation.corpus import Corpus, read_corpus
 from curation.engine import Engine, Run, is_full
 from curation.holdout import reserve
-from curation.live import signature_key
+from curation.live import normalized_key, signature_key
 from curation.memory import DOCUMENT
 from curation.models import Ground
 from curation.recipe import Recipe, Resolved, resolve_recipe
@@ -106,14 +106,19 @@ def _build(recipe: Recipe, folder: Path, target: Path, run: Run, replace: bool, 
         with engine.phase("finish"):
             digest = writer.finish(
                 _header(resolved, corpus, decided, measured, used, planned),
-                _provenance(resolved, encoder.name, run, began) | {"cleaned": corpus.cleaned},
+                _provenance(resolved, encoder.name, run, began)
+                | {
+                    "cleaned": corpus.cleaned,
+                    "duplicates": decided.told,
+                    "compared": {name: one for name, one in decided.reports.items() if one},
+                },
             )
     write_json(work.room("builds") / f"{resolved.key}.json", _record(digest, corpus, decided, work))
     warnings = [
         f"hold-out of '{name}': {count:,} documents, a tenth of its distinct texts, instead of the {recipe.holdout.documents:,} asked"
         for name, count in (holdout.capped if holdout else {}).items()
         if recipe.holdout
-    ] + list(planned.warnings)
+    ] + [*decided.warnings.values(), *planned.warnings]
     return Built(target, digest, False, time.monotonic() - began, decided.computed, decided.remembered, warnings)
 
 
@@ -215,7 +220,7 @@ def _provenance(resolved: Resolved, encoder: str, run: Run, began: float) -> dic
 def _record(digest: str, corpus: Corpus, decided: Decided, work: Work) -> dict[str, Any]:
     """What `show`, `why` and `clean` know of a build: its shards, and the keys of its sidecars and models."""
     state = decided.state
-    keys = {token_key(state.tokenizer), signature_key(), *(placed.key for placed in state.signals.values())}
+    keys = {token_key(state.tokenizer), signature_key(), normalized_key(), *(placed.key for placed in state.signals.values())}
     return {
         "digest": digest,
         "shards": [_portable(shard, work) for shard in corpus.shards],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from collections.abc import Callable
@@ -26,6 +27,14 @@ def answers(command: Command) -> Command:
             command(*args, **options)
         except UserError as error:
             click.echo(f"curate: {error}", err=True)
+            sys.exit(2)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            click.echo(
+                f"curate: no room left on the disk{f' for {error.filename}' if error.filename else ''}; make room or choose another",
+                err=True,
+            )
             sys.exit(2)
         except KeyboardInterrupt:
             click.echo("curate: interrupted; what was finished is kept, and the same command goes on from there", err=True)
@@ -192,6 +201,19 @@ def why(manifest: Path, document: str | None, text: str | None, work: Path | Non
 
 
 @main.command()
+@manifest_argument
+@click.option("-o", "output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The Parquet file to write.")
+@work_option
+@answers
+def signatures(manifest: Path, output: Path, work: Path | None) -> None:
+    """Write the MinHash signatures of the kept documents, for datasketch.LeanMinHash and others. Needs the work directory."""
+    from curation.sketches import write_sketches
+    from mixing.manifest import Manifest
+
+    click.echo(f"{output}: {write_sketches(Manifest.open(manifest), output, work):,} signatures")
+
+
+@main.command()
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 @answers
@@ -201,3 +223,40 @@ def diff(a: Path, b: Path) -> None:
     from mixing.manifest import Manifest
 
     click.echo(explain.diff(Manifest.open(a), Manifest.open(b)))
+
+
+@main.command()
+@manifest_argument
+@click.argument("mixture", type=click.Path(path_type=Path))
+@click.option("-o", "output", type=click.Path(path_type=Path), required=True, help="The new manifest's folder.")
+@click.option("--consumed", type=click.IntRange(min=0), metavar="N", help="Sequences of MANIFEST that a run has trained, and goes on from.")
+@click.option("--root", "roots", multiple=True, metavar="NAME=PATH", help="Where the files named NAME:… lie.")
+@click.option("--replace", is_flag=True, help="Replace another manifest in the output folder.")
+@answers
+def remix(manifest: Path, mixture: Path, output: Path, consumed: int | None, roots: tuple[str, ...], replace: bool) -> None:
+    """Plan a new MIXTURE from the documents in MANIFEST, without their texts; in the middle of a run nothing trained is planned again."""
+    from curation import report
+    from curation.remix import remix as remix_manifest
+    from mixing.manifest import Manifest
+
+    click.echo(
+        report.remixed(remix_manifest(Manifest.open(manifest), mixture, output, consumed=consumed, replace=replace, roots=_roots(roots)))
+    )
+
+
+@main.command()
+@manifest_argument
+@click.option("--to", type=click.Choice(["megatron", "mds"]), required=True, help="Megatron-LM's .bin/.idx, or MosaicML Streaming's MDS.")
+@click.option("-o", "output", type=click.Path(path_type=Path), required=True, help="The folder to write; new or empty.")
+@click.option("--compression", type=click.Choice(["zstd"]), help="Compress the shards (mds).")
+@answers
+def export(manifest: Path, to: Any, output: Path, compression: Any) -> None:
+    """Write the plan of MANIFEST for another trainer: the same sequences in the same order."""
+    from curation import report
+    from mixing.export import export as export_plan
+    from mixing.manifest import Manifest
+
+    opened = Manifest.open(manifest)
+    with report.bar("export", opened.sequences) as advance:
+        made = export_plan(opened, to, output, compression=compression, advance=advance)
+    click.echo(report.exported(made))

@@ -17,10 +17,14 @@ import xxhash
 
 from curation.clean import cleaned
 from curation.corpus import Shard
+from curation.passages import excerpt, first_character, first_difference, longest_shared, words_of
 from mixing import UserError
+from mixing.history import before, remembers, stored
 from mixing.manifest import Manifest, canonical_json
 
 SHOWN = 2000
+PASSAGE = 300  # characters of a shared passage
+PARTING = 12  # words from where two texts part
 FIXED = ("row", "source", "origin", "key", "content", "bytes", "parents", "decision", "reason", "evidence", "n_tokens")
 
 
@@ -32,11 +36,23 @@ def pool(manifest: Manifest) -> pl.LazyFrame:
 # --- texts
 
 
+def work_of(manifest: Manifest, work: Path | None) -> Path:
+    """The work directory of the build that made the manifest, if it has not moved to `work`."""
+    return work or Path(_provenance(manifest)["work"])
+
+
+def _provenance(manifest: Manifest) -> dict[str, Any]:
+    path = manifest.folder / "provenance.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if "build" not in found:
+        raise UserError(f"{manifest.folder}: no provenance.json that says where its texts are; build the recipe again")
+    return found
+
+
 def shards_of(manifest: Manifest, work: Path | None) -> list[Shard]:
     """The shards of the build that made the manifest, or a UserError that says where they were."""
-    provenance = json.loads((manifest.folder / "provenance.json").read_text())
-    folder = work or Path(provenance["work"])
-    remembered = folder / "builds" / f"{provenance['build']}.json"
+    folder = work_of(manifest, work)
+    remembered = folder / "builds" / f"{_provenance(manifest)['build']}.json"
     if not remembered.exists():
         raise UserError(
             f"{folder}: not the work directory of {manifest.folder}, or it has been cleaned; name it with --work, or build the recipe again"
@@ -146,6 +162,7 @@ def _explained(manifest: Manifest, record: dict[str, Any], work: Path | None) ->
         evidence = json.loads(record["evidence"])
         if "survivor" in evidence:
             yield f"  the same as row {evidence['row']}, {evidence['survivor']}, similarity {evidence['similarity']:.4f}"
+            yield from _fate_of_survivor(manifest, record["row"], evidence)
         else:
             yield f"  found: {json.dumps(evidence.get('value', evidence), ensure_ascii=False)}"
     if record["content"] is not None:
@@ -159,11 +176,66 @@ def _explained(manifest: Manifest, record: dict[str, Any], work: Path | None) ->
             for part, one in value.items() if isinstance(value, dict) else [("", value)]:
                 yield f"  {name}{'.' if part else ''}{part} = {'null' if one is None else one}"
     yield from _in_plan(manifest, record)
+    evidence = json.loads(record["evidence"] or "{}")
+    survivor = evidence["row"] if "survivor" in evidence else None
     try:
-        found = texts(shards_of(manifest, work), [record["row"]])
+        found = texts(shards_of(manifest, work), [record["row"]] if survivor is None else [record["row"], survivor])
     except UserError:
         return
+    if survivor is not None:
+        yield from compared(found[record["row"]], found[survivor], survivor)
     yield from ("  | " + line for line in _shown(found.get(record["row"], "")[:400]).splitlines())
+
+
+def _fate_of_survivor(manifest: Manifest, row: int, evidence: dict[str, Any]) -> Iterator[str]:
+    """What became of the document that a duplicate was dropped for, and of the one that it was dropped for itself, until one is kept or the group is gone."""
+    seen = {row}
+    while evidence["row"] not in seen:
+        seen.add(evidence["row"])
+        survivor = pool(manifest).filter(pl.col("row") == evidence["row"]).collect().to_dicts()[0]
+        if survivor["decision"] == "held_out":
+            yield f"    row {survivor['row']} is held out"
+            return
+        if survivor["decision"] == "kept":
+            yield f"    row {survivor['row']} is kept"
+            return
+        evidence = json.loads(survivor["evidence"] or "{}")
+        if "survivor" not in evidence:
+            value = f", found: {json.dumps(evidence['value'], ensure_ascii=False)}" if "value" in evidence else ""
+            yield f"    row {survivor['row']} was {survivor['decision']} by: {survivor['reason']}{value}; nothing of the group is left"
+            return
+        yield f"    row {survivor['row']} was dropped by: {survivor['reason']}, the same as row {evidence['row']}, {evidence['survivor']}, similarity {evidence['similarity']:.4f}"
+    yield "    they were dropped for each other; nothing of the group is left"
+
+
+def compared(here: str, there: str, row: int) -> Iterator[str]:
+    """What a document has in common with the one it was dropped for, and where they part."""
+    mine, theirs = words_of(here), words_of(there)
+    if here == there:
+        yield f"  the text of row {row}, character by character"
+        return
+    shared, at = longest_shared(mine, theirs), first_difference(mine, theirs)
+    if at == len(mine) == len(theirs):
+        character = first_character(here, there)
+        begin = max(character - 30, 0)
+        yield f"  the {len(mine):,} words of row {row}; as written they part at character {character:,}:"
+        yield f"    here   {_quoted(here[begin : character + 60])}"
+        yield f"    there  {_quoted(there[begin : character + 60])}"
+        return
+    yield (
+        f"  the longest passage in both: {shared.words:,} words, from word {shared.here + 1:,} of {len(mine):,} here and word {shared.there + 1:,} of {len(theirs):,} in row {row}:"
+    )
+    yield f"    {_quoted(excerpt(here, shared.here, shared.words))}"
+    yield f"  they part at word {at + 1:,}:"
+    yield f"    here   {_quoted(excerpt(here, at, PARTING))}"
+    yield f"    there  {_quoted(excerpt(there, at, PARTING))}"
+
+
+def _quoted(text: str) -> str:
+    """Untrusted text on one line, its middle left out if it is long."""
+    if len(text) > PASSAGE:
+        text = f"{text[: PASSAGE // 2]} … {text[-PASSAGE // 2 :]}"
+    return f"“{_shown(' '.join(text.split()))}”" if text else "(the text ends here)"
 
 
 def _added_later(manifest: Manifest, reason: str | None) -> set[str]:
@@ -186,10 +258,14 @@ def _in_plan(manifest: Manifest, record: dict[str, Any]) -> Iterator[str]:
         if record["decision"] == "kept":
             yield "  not planned"
         return
+    if remembers(manifest):
+        yield from _read_before(manifest, place)
+    planned = False
     for stage in manifest.stages:
         first = stage["first_sequence"]
         spans = manifest.spans(first, first + stage["sequences"])
         mine = np.flatnonzero((spans.file == place[0]) & (spans.token_row == place[1]))
+        planned |= len(mine) > 0
         for span in mine[:20].tolist():
             sequence = first + int(np.searchsorted(spans.sequence, span, side="right")) - 1
             component = manifest.component_names[int(manifest.components(sequence, sequence + 1)[0])]
@@ -197,6 +273,18 @@ def _in_plan(manifest: Manifest, record: dict[str, Any]) -> Iterator[str]:
             yield f"  planned in stage {stage['name']}, sequence {sequence:,} ({component}): tokens {begin:,} to {begin + length:,}, visit {int(spans.epoch[span]) + 1}"
         if len(mine) > 20:
             yield f"  … and {len(mine) - 20:,} more spans in stage {stage['name']}"
+    if not planned:
+        yield "  not planned"
+
+
+def _read_before(manifest: Manifest, place: tuple[int, int]) -> Iterator[str]:
+    """What was read of a stored document before a remix goes on."""
+    documents = stored(manifest)
+    history, at = before(manifest, documents), int(documents.first[place[0]]) + place[1]
+    if visits := int(history.visits[at]):
+        is_open = history.read[at] < documents.length[at]
+        last = f", the last one up to token {int(history.read[at]):,}" if is_open else ""
+        yield f"  visits before this plan begins: {visits}{last}"
 
 
 def _stored_at(manifest: Manifest, row: int) -> tuple[int, int] | None:
@@ -217,7 +305,7 @@ def diff(a: Manifest, b: Manifest) -> str:
         return f"the same manifest, digest {a.digest}"
     lines = [f"a  {a.folder}  {a.digest}", f"b  {b.folder}  {b.digest}", ""]
     lines += list(_changes("recipe", a.header["recipe"], b.header["recipe"]))
-    for part in ("sources", "components", "stages", "holdout", "models"):
+    for part in ("parent", "sources", "components", "stages", "holdout", "models"):
         lines += list(_changes(part, a.header[part], b.header[part]))
     planned_a, planned_b = _planned(a), _planned(b)
     lines += [
@@ -245,6 +333,11 @@ def _brief(value: Any) -> str:
 
 def _planned(manifest: Manifest) -> set[str]:
     """The contents of all planned documents."""
-    rows = np.concatenate([np.zeros(0, np.uint64), *(manifest.token_file(file).pool_row for file in range(manifest.token_files))])
+    planned = [np.zeros(len(manifest.token_file(file).pool_row), np.bool_) for file in range(manifest.token_files)]
+    for stage in manifest.stage_arrays:  # a remix stores its parent's documents, planned or not
+        file, token_row, *_ = stage.columns
+        for number in np.unique(file):
+            planned[number][token_row[file == number]] = True
+    rows = np.concatenate([np.zeros(0, np.uint64), *(manifest.token_file(file).pool_row[here] for file, here in enumerate(planned))])
     contents = pool(manifest).filter(pl.col("decision") == "kept").select("row", "content").collect()
     return set(contents.filter(pl.col("row").is_in(rows))["content"].to_list())

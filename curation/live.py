@@ -6,35 +6,31 @@ on the set of documents alive, so its key holds a digest of that set, and its va
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
-from pydantic import BaseModel, ConfigDict
 
 from curation.corpus import Mask, Positions, Rows, Shard, Sidecar, fill_sidecar, read_sidecar, sidecar_path, write_sidecar
 from curation.dedup import minhash
-from curation.dedup.exact import exact_duplicates
+from curation.dedup.exact import NORMALIZED_VERSION, ExactConfig, exact_duplicates, normalized
 from curation.dedup.minhash import MinhashConfig
 from curation.dedup.near import near_duplicates
+from curation.dedup.ranks import Ranks, rank
 from curation.engine import Engine
-from curation.work import Work, key_of
+from curation.ranking import order_key
+from curation.work import Work, key_of, write_json
 
 NEAR_VERSION = "1"
-
-
-class ExactConfig(BaseModel):
-    """Exact duplicates: documents whose text as written is equal."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["exact"]
 
 
 DEDUP: dict[str, type[ExactConfig] | type[MinhashConfig]] = {"exact": ExactConfig, "minhash": MinhashConfig}
@@ -43,6 +39,10 @@ SURVIVOR = pa.struct([("row", pa.uint64()), ("similarity", pa.float64()), ("orig
 
 def signature_key() -> str:
     return key_of("signatures", minhash.SIGNATURE_VERSION)
+
+
+def normalized_key() -> str:
+    return key_of("normalized", NORMALIZED_VERSION)
 
 
 def sign(shard: Shard, wanted: Mask, work: Work) -> Sidecar:
@@ -89,6 +89,13 @@ class LiveShard:
     def contents(self) -> npt.NDArray[np.uint64]:
         return self.shard.contents()[self.positions()]
 
+    def normalized(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.bool_]]:
+        sidecar = read_sidecar(sidecar_path(self.work, normalized_key(), self.shard))
+        assert sidecar is not None
+        values = sidecar.values.filter(pa.array(np.load(self.mask)))
+        raw = values.fill_null(bytes(16)).buffers()[1] if len(values) else b""
+        return np.frombuffer(raw, ">u8", 2 * len(values)).astype(np.uint64).reshape(-1, 2), values.is_valid().to_numpy(zero_copy_only=False)
+
     def signatures(self) -> npt.NDArray[np.uint32]:
         sidecar = read_sidecar(sidecar_path(self.work, signature_key(), self.shard))
         assert sidecar is not None
@@ -106,20 +113,38 @@ def digest_of(shards: list[LiveShard]) -> str:
     )
 
 
-def find_duplicates(config: ExactConfig | MinhashConfig, shards: list[LiveShard], work: Work, engine: Engine) -> tuple[str, int]:
+class Priority(NamedTuple):
+    """The values that a configuration's `priority` names: the key of their sidecars, None for a column, and a picklable function (shard, positions) that gives them as f64,
+    NaN for none."""
+
+    key: str | None
+    values: Callable[[Shard, Positions], npt.NDArray[np.float64]]
+
+
+def find_duplicates(
+    config: ExactConfig | MinhashConfig, shards: list[LiveShard], work: Work, engine: Engine, priority: Priority | None = None
+) -> tuple[str, int]:
     """Sidecars of SURVIVOR values for all live documents, null for those with no duplicate kept before them; (their key, documents decided anew)."""
-    key = key_of("duplicates", NEAR_VERSION, minhash.SIGNATURE_VERSION, config.model_dump(), digest_of(shards))
+    depends = [] if priority is None else [priority.key]
+    if isinstance(config, ExactConfig) and config.by == "normalized":
+        depends = [*depends, normalized_key()]
+    key = key_of("duplicates", NEAR_VERSION, minhash.SIGNATURE_VERSION, config.model_dump(), digest_of(shards), *depends)
     missing = [live for live in shards if not sidecar_path(work, key, live.shard).exists()]
     if not missing:
         return key, 0
     scratch = work.room("scratch") / key
     scratch.mkdir(exist_ok=True)
     run = partial(engine.map, label=f"find {config.kind} duplicates")
+    ranks = None if priority is None else _rank(shards, priority, config.order, scratch / "ranks", engine)
     if isinstance(config, MinhashConfig):
         engine.map(_sign_live, [(live,) for live in shards], "sign")
-        found = near_duplicates(shards, config, scratch, run, engine.memory.range_bytes())
+        found = near_duplicates(shards, config, scratch, run, engine.memory.range_bytes(), ranks)
+        write_json(_report_path(work, key), json.loads((scratch / "report.json").read_text()))
     else:
-        found = exact_duplicates(shards, scratch, run, engine.memory.range_bytes())
+        if config.by == "normalized":
+            engine.map(_normalize_live, [(live,) for live in shards], "normalize")
+        found = exact_duplicates(shards, scratch, run, engine.memory.range_bytes(), by=config.by, ranks=ranks)
+    shutil.rmtree(scratch / "ranks", ignore_errors=True)
     survivors = _with_origins(found, shards, scratch, engine)
     decided = engine.map(
         _write_survivors,
@@ -129,8 +154,38 @@ def find_duplicates(config: ExactConfig | MinhashConfig, shards: list[LiveShard]
     return key, sum(decided)
 
 
+def report_of(work: Work, key: str) -> dict[str, int]:
+    """What a search for near-duplicates compared and gave up (see `dedup.near`); nothing of another signal."""
+    path = _report_path(work, key)
+    found: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def _report_path(work: Work, key: str) -> Path:
+    return work.room("sidecars") / key / "report.json"
+
+
 def _sign_live(live: LiveShard) -> None:
     sign(live.shard, np.load(live.mask), live.work)
+
+
+def _normalize_live(live: LiveShard) -> None:
+    def compute(positions: Positions) -> pa.Array:
+        return normalized(live.shard.texts(positions))
+
+    fill_sidecar(sidecar_path(live.work, normalized_key(), live.shard), np.load(live.mask), compute, live.shard.spans())
+
+
+def _rank(shards: list[LiveShard], priority: Priority, order: str, folder: Path, engine: Engine) -> Ranks:
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed build left
+    sources = list(dict.fromkeys(live.shard.source for live in shards))
+    keys = partial(_sort_keys, values=priority.values, order=order)
+    run = partial(engine.map, label="rank duplicates")
+    return rank(shards, [sources.index(live.shard.source) for live in shards], keys, folder, run, engine.memory.range_bytes())
+
+
+def _sort_keys(live: LiveShard, values: Callable[[Shard, Positions], npt.NDArray[np.float64]], order: str) -> npt.NDArray[np.float64]:
+    return order_key(values(live.shard, live.positions()), order)
 
 
 def _with_origins(found: list[Path], shards: list[LiveShard], scratch: Path, engine: Engine) -> Path:

@@ -19,7 +19,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation import rules
+from curation.dedup.exact import NORMALIZED_VERSION
 from curation.dedup.minhash import SIGNATURE_VERSION
+from curation.dedup.preference import Preference
 from curation.engine import Engine, Run
 from curation.finding import hash_files, locate
 from curation.holdout import HOLDOUT_VERSION, HoldoutConfig
@@ -87,7 +89,9 @@ class Resolved:
             step.name: SIGNALS[step.kind].version(step.config) for step in self.steps if isinstance(step, Add) and step.kind in SIGNALS
         }
         readers = [self.readers] if self.readers else []
-        return key_of("build", self.values, versions, SHARD_VERSION, HOLDOUT_VERSION, NEAR_VERSION, SIGNATURE_VERSION, *readers)
+        return key_of(
+            "build", self.values, versions, SHARD_VERSION, HOLDOUT_VERSION, NEAR_VERSION, SIGNATURE_VERSION, NORMALIZED_VERSION, *readers
+        )
 
     @property
     def readers(self) -> dict[str, str]:
@@ -117,18 +121,24 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML file, with `key=value` overrides of its leaves (`mixture.stages.0.tokens=2M`)."""
+    values = read_yaml(path, "a recipe")
+    for override in overrides:
+        _override(values, override)
+    return validated(Recipe, values)
+
+
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """The mapping in a YAML file; `what` it is to a person."""
     if not path.is_file():
-        raise UserError(f"{path}: no such recipe file")
+        raise UserError(f"{path}: no such {what.removeprefix('a ')} file")
     try:
         with path.open(encoding="utf-8") as file:
             values = yaml.load(file, _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a recipe is a mapping of keys; found {type(values).__name__}")
-    for override in overrides:
-        _override(values, override)
-    return validated(Recipe, values)
+        raise UserError(f"{path}: {what} is a mapping of keys; found {type(values).__name__}")
+    return values
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -173,15 +183,13 @@ def resolve_recipe(recipe: Recipe, folder: Path, run: Run, digests: Digests, eng
     signals = {step.name: step.type for step in steps if isinstance(step, Add)}
     for name, predicate in recipe.mixture.components.items():
         rules.parse(predicate, f"mixture.components.{name}", rule_schema(columns, signals))
-    for number, stage in enumerate(recipe.mixture.stages):
-        if stage.order is not None:
-            _check_by(f"mixture.stages[{number}].order.by", stage.order.by, rule_schema(columns, signals))
-    recipe = recipe.model_copy(update={"mixture": _mixture(recipe.mixture, folder, run, digests, engine)})
+    check_order(recipe.mixture, rule_schema(columns, signals))
+    recipe = recipe.model_copy(update={"mixture": learned_mixture(recipe.mixture, folder, run, digests, engine)})
     tokenizer = resolve_tokenizer(recipe.tokenizer, _tokenizer_at(recipe.tokenizer.path, folder, run.roots))
     return Resolved(recipe, _values(recipe, sources, steps, tokenizer), sources, columns, tokenizer, steps)
 
 
-def _mixture(mixture: Mixture, folder: Path, run: Run, digests: Digests, engine: Engine) -> Mixture:
+def learned_mixture(mixture: Mixture, folder: Path, run: Run, digests: Digests, engine: Engine) -> Mixture:
     """The mixture with what its strategies learn from files."""
     with TemporaryDirectory() as room:
 
@@ -236,9 +244,12 @@ def _steps(recipe: Recipe, columns: dict[str, pa.DataType], folder: Path, run: R
         if len(given) != 1:
             raise UserError(f"{where}: a step is one of add, keep, top; found {' and '.join(given) or 'none of them'}")
         if config.add is not None:
+            schema = rule_schema(columns, signals)
             step = _add(index, f"{where}.add", config.add, list(recipe.sources), folder, run, digests, engine)
             if step.name in signals or step.name in columns or step.name in POOL_COLUMNS:
                 raise UserError(f"{where}.add: '{step.name}' is taken; a signal needs a name of its own")
+            if isinstance(step.config, Preference) and step.config.priority is not None:
+                _check_by(f"{where}.add.{step.name}.priority", step.config.priority, schema)
             signals[step.name] = step.type
             steps.append(step)
         elif config.keep is not None:
@@ -268,6 +279,13 @@ def _add(
     return Add(index, name, kind, config, references)
 
 
+def check_order(mixture: Mixture, schema: pa.Schema) -> None:
+    """Refuses a stage that is ordered by what is no number."""
+    for number, stage in enumerate(mixture.stages):
+        if stage.order is not None:
+            _check_by(f"mixture.stages[{number}].order.by", stage.order.by, schema)
+
+
 def _check_by(where: str, by: str, schema: pa.Schema) -> None:
     """`by` must be a number, so that ranking it means something."""
     if rules.parse(f"{by} IS NOT NULL", where, schema).reads != [by]:
@@ -293,7 +311,7 @@ def _values(recipe: Recipe, sources: list[Source], steps: list[Step], tokenizer:
             },
             "text": source.config.text,
             "key": source.config.key,
-            **{name: value for name in ("where", "limit") if (value := getattr(source.config, name)) is not None},
+            **{name: value for name in ("where", "limit", "max_duplicates") if (value := getattr(source.config, name)) is not None},
             "columns": [{"name": name, "type": kind} for name, kind in source.columns.items()],
             "licence": source.config.licence,
             "max_quarantine": source.config.max_quarantine,

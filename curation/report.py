@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mixing.manifest import Manifest
@@ -12,7 +14,9 @@ from mixing.manifest import Manifest
 if TYPE_CHECKING:
     from curation.build import Built
     from curation.estimate import Estimate
+    from curation.remix import Remixed
     from curation.sweep import Entry
+    from mixing.export import Exported
     from mixing.findings import Finding
 
 REPETITION_HALF_LIFE = 15.39
@@ -28,6 +32,21 @@ def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
         ]
         lines.append((indent + "  ".join(cells)).rstrip())
     return "\n".join(lines)
+
+
+@contextmanager
+def bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """What to call with each number of things done: a bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(label, total=total)
+        yield lambda done: bars.update(task, advance=done)
 
 
 def rooms(found: dict[str, list[Entry]]) -> str:
@@ -49,17 +68,28 @@ def effective_tokens(tokens: int, unique: int) -> int:
 
 
 def inspect(manifest: Manifest) -> str:
-    parts = [_title(manifest), funnel(manifest), budget(manifest), moved(manifest), chosen(manifest), _reserved(manifest)]
+    parts = [
+        _title(manifest),
+        funnel(manifest),
+        duplicates(manifest),
+        budget(manifest),
+        moved(manifest),
+        chosen(manifest),
+        _reserved(manifest),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
 def _title(manifest: Manifest) -> str:
     header = manifest.header
     tokens = sum(stage["tokens"] for stage in manifest.stages)
+    parent = header["parent"]
+    remixed = f"\na remix of {parent['digest'][:16]}, after {parent['consumed_sequences']:,} of its sequences" if parent else ""
     return (
         f"{header['name']} v{header['version']}  digest {manifest.digest[:16]}  seed {header['seed']}\n"
         f"{tokens:,} tokens in {manifest.sequences:,} sequences of {manifest.sequence_length:,}; "
         f"tokenizer {manifest.tokenizer['name']} ({manifest.tokenizer['vocab_size']:,} ids, {manifest.tokenizer['dtype']})"
+        f"{remixed}"
     )
 
 
@@ -95,9 +125,46 @@ def funnel(manifest: Manifest) -> str:
 
 def _cleaned(manifest: Manifest) -> dict[str, dict[str, int]]:
     """Documents that each clean step changed, per source, as the build counted them."""
-    path = manifest.folder / "provenance.json"
-    found: dict[str, dict[str, int]] = json.loads(path.read_text()).get("cleaned", {}) if path.exists() else {}
+    found: dict[str, dict[str, int]] = _counted(manifest).get("cleaned", {})
     return found
+
+
+def _counted(manifest: Manifest) -> dict[str, Any]:
+    """What the build counted besides the manifest's header."""
+    path = manifest.folder / "provenance.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def duplicates(manifest: Manifest) -> str:
+    """What each rule about duplicates dropped, per source: documents, the share lost to its own documents up to it, and those of groups of which later rules left nothing."""
+    steps = _counted(manifest).get("duplicates", [])
+    if not steps:
+        return ""
+    sources = [source["name"] for source in manifest.header["recipe"]["sources"]]
+    rows = [["dropped as duplicates", *sources, "all"]]
+    for step in steps:
+        mine = [step["sources"][name] for name in sources]
+        counts = {name: [one[name] for one in mine] for name in ("documents", "gone")}
+        rows.append(
+            [f"step {step['step']}: {_short(step['rule'])}", *(f"{n:,}" for n in counts["documents"]), f"{sum(counts['documents']):,}"]
+        )
+        rows.append(["  share of its own, so far", *(f"{one['share']:.1%}" for one in mine), ""])
+        if step["groups_gone"]:
+            rows.append(
+                [f"  of {step['groups_gone']:,} groups that are gone", *(f"{n:,}" for n in counts["gone"]), f"{sum(counts['gone']):,}"]
+            )
+    return "\n".join([table(rows, ""), *_given_up(manifest)])
+
+
+def _given_up(manifest: Manifest) -> list[str]:
+    """A line for every search for near-duplicates that did not compare all it should have."""
+    found = _counted(manifest).get("compared", {})
+    return [
+        f"{name}: {one['pairs_given_up']:,} pairs that might be alike were not compared"
+        for name, one in found.items()
+        if one["pairs_given_up"]
+    ]
 
 
 def _short(rule: str) -> str:
@@ -184,7 +251,7 @@ def _reserved(manifest: Manifest) -> str:
 
 
 def facts(manifest: Manifest) -> dict[str, Any]:
-    """The header with its digest, and effective tokens per component and stage: what `inspect --json` prints."""
+    """The header with its digest, effective tokens per component and stage, and what the build counted of duplicates: what `inspect --json` prints."""
     stages = [
         {
             **stage,
@@ -196,7 +263,7 @@ def facts(manifest: Manifest) -> dict[str, Any]:
         }
         for stage in manifest.stages
     ]
-    return {**manifest.header, "digest": manifest.digest, "stages": stages}
+    return {**manifest.header, "digest": manifest.digest, "stages": stages, "duplicates": _counted(manifest).get("duplicates", [])}
 
 
 def as_json(value: object) -> str:
@@ -215,6 +282,11 @@ def built(made: Built) -> str:
     parts += [f"warning: {warning}" for warning in made.warnings]
     parts.append(f"{made.folder}: digest {made.digest}, {made.seconds:.1f} s")
     return "\n\n".join(parts)
+
+
+def remixed(made: Remixed) -> str:
+    """What `remix` prints at its end."""
+    return f"{inspect(Manifest.open(made.folder))}\n\n{made.folder}: digest {made.digest}, {made.seconds:.1f} s"
 
 
 def verified(findings: Sequence[Finding]) -> str:
@@ -246,3 +318,14 @@ def dry_run(estimated: Estimate) -> str:
     return "\n\n".join(
         ["the recipe is sound; nothing was written", table(rows, ""), table(supply, ""), f"{disk}\n{memory}", *estimated.warnings]
     )
+
+
+def exported(made: Exported) -> str:
+    """What `export` prints: the rows of each stage, and what their new reader cannot see in the ids alone."""
+    heading = ["stage", "sequences", "tokens", "padding", "pieces", "boundaries without EOS"]
+    rows = [heading, *([stage["name"], *(f"{stage[key]:,}" for key in _EXPORTED)] for stage in made.facts["stages"])]
+    size = sum(file["bytes"] for file in made.facts["files"]) / 1e6
+    return f"{table(rows, '')}\n\n{made.folder}: {made.facts['format']}, {size:,.1f} MB, padded with id {made.facts['pad_id']}"
+
+
+_EXPORTED = ("sequences", "tokens", "padding", "pieces", "boundaries_without_eos")

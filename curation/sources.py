@@ -75,6 +75,12 @@ class SourceConfig(BaseModel):
     limit: int | None = Field(None, ge=1, description="read no more than the first records, in the order of the files")
     licence: str | None = Field(None, description="recorded in the manifest")
     max_quarantine: float = Field(0.01, ge=0, le=1, description="the share of records that may be unreadable before the build stops")
+    max_duplicates: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="the share of documents that may be dropped as duplicates of others of the source before the build stops; without it a build warns above 0.3 and stops above 0.6",
+    )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,10 +23,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curation import rules
 from curation.corpus import Corpus, Mask, Positions, Shard, fill_sidecar, read_sidecar, sidecar_path
+from curation.dedup.exact import ExactConfig
 from curation.dedup.minhash import MinhashConfig
 from curation.engine import Engine
 from curation.holdout import holdout_of
-from curation.live import DEDUP, ExactConfig, LiveShard, find_duplicates
+from curation.live import DEDUP, LiveShard, Priority, find_duplicates, report_of
+from curation.losses import ALIVE as ALIVE
+from curation.losses import Copies, Dropped, Loss, Removal, gone, guard, losses, survivors_of, told, within
 from curation.models import Ground, Model, Referenced, spelled_config, train
 from curation.ranking import Cut, Ranked, find_cut, order_key
 from curation.signals import SIGNALS
@@ -35,7 +39,7 @@ from curation.work import Work, key_of
 from mixing.manifest import canonical_json
 from mixing.strategies.shares import TokenCount
 
-ALIVE = 65535
+GIVEN_UP = "because more than 10,000 documents that stay share one rare shingle; some near-duplicates among them may have stayed"
 Fates = npt.NDArray[np.uint16]
 
 
@@ -122,6 +126,8 @@ class State:
     tokenizer: ResolvedTokenizer
     columns: dict[str, pa.DataType]
     signals: dict[str, Placed] = field(default_factory=dict)
+    rows: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """The rows of each source, `[first, end)`."""
 
     def schema(self) -> pa.Schema:
         """The columns a rule may look at now."""
@@ -190,9 +196,10 @@ def signal_values(shard: Shard, name: str, state: State) -> pa.Array:
 
 
 class Outcome(NamedTuple):
-    """What a stretch of steps did to one shard: documents dropped by fate, and per signal the values computed and remembered."""
+    """What a stretch of steps did to one shard: documents dropped by fate, duplicates dropped by step, and per signal the values computed and remembered."""
 
     dropped: dict[int, int]
+    duplicates: dict[int, Copies]
     computed: dict[str, int]
     remembered: dict[str, int]
     alive: int
@@ -203,6 +210,7 @@ def advance(shard: Shard, steps: list[Step], models: dict[int, Path], state: Sta
     fates, held = start(shard, state)
     computed: dict[str, int] = {}
     remembered: dict[str, int] = {}
+    duplicates: dict[int, Copies] = {}
     spans = shard.spans()
     for step in steps:
         alive = fates == ALIVE
@@ -212,13 +220,16 @@ def advance(shard: Shard, steps: list[Step], models: dict[int, Path], state: Sta
             computed[step.name], remembered[step.name] = sidecar.computed, int(alive.sum()) - sidecar.computed
         elif isinstance(step, Keep):
             _keep(shard, step, fates, np.flatnonzero(alive), state)
+            if (removal := removal_by(step, state)) is not None:
+                named, rows = survivors_of(shard, removal.keys, np.flatnonzero(alive & (fates != ALIVE)), state.work)
+                duplicates[step.index] = Copies(int(named.sum()), int((named & within(rows, state.rows[shard.source])).sum()))
         else:
             _take_top(shard, step, fates, np.flatnonzero(alive & ~held), state)
     np.save(state.fates(shard), fates)
     np.save(state.mask(shard), (fates == ALIVE) & ~held)
     values, counts = np.unique(fates[~held], return_counts=True)
     dropped = {int(value): int(count) for value, count in zip(values, counts, strict=True) if value != ALIVE}
-    return Outcome(dropped, computed, remembered, int((fates[~held] == ALIVE).sum()))
+    return Outcome(dropped, duplicates, computed, remembered, int((fates[~held] == ALIVE).sum()))
 
 
 def start(shard: Shard, state: State) -> tuple[Fates, Mask]:
@@ -236,6 +247,13 @@ def _compute(step: Add, model: Path | None, shard: Shard, positions: Positions) 
     if reads == "text":
         return signal.compute(step.config, shard.texts(positions), model)
     return signal.compute(step.config, pa.array(identities(shard, reads, positions), pa.large_string()), model)
+
+
+def removal_by(step: Keep, state: State) -> Removal | None:
+    """The step as one that drops duplicates, if its rule looks at a signal that names survivors."""
+    columns = rules.parse(step.rule, f"steps[{step.index}].keep", state.schema()).columns
+    keys = [state.signals[name].key for name in columns if name in state.signals and state.signals[name].survivors]
+    return Removal(step.index, step.rule, keys) if keys else None
 
 
 def _keep(shard: Shard, step: Keep, fates: Fates, positions: Positions, state: State) -> None:
@@ -270,6 +288,18 @@ def numbers(shard: Shard, by: str, positions: Positions, state: State) -> npt.ND
     return (series.struct.field(part) if part else series).cast(pl.Float64).fill_null(float("nan")).to_numpy()
 
 
+def priority_of(config: ExactConfig | MinhashConfig, state: State) -> Priority | None:
+    """What a declared priority names, as the pool shows it now."""
+    if config.priority is None:
+        return None
+    signal = state.signals.get(config.priority.partition(".")[0])
+    return Priority(signal.key if signal else None, partial(_numbers_at, by=config.priority, state=state))
+
+
+def _numbers_at(shard: Shard, positions: Positions, by: str, state: State) -> npt.NDArray[np.float64]:
+    return numbers(shard, by, positions, state)
+
+
 def rank(shard: Shard, step: Top, state: State) -> Ranked:
     """The shard's part of a ranking: its documents' sort keys in order, with what each would cost."""
     fates, held = start(shard, state)
@@ -294,13 +324,20 @@ class Decided:
     state: State
     models: dict[str, tuple[str, Model]] = field(default_factory=dict)
     dropped: dict[str, dict[int, int]] = field(default_factory=dict)
+    duplicates: dict[str, dict[int, Copies]] = field(default_factory=dict)
+    removals: list[Removal] = field(default_factory=list)
+    told: list[dict[str, Any]] = field(default_factory=list)
+    reports: dict[str, dict[str, int]] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)
     computed: dict[str, int] = field(default_factory=dict)
     remembered: dict[str, int] = field(default_factory=dict)
 
 
 def decide(steps: list[Step], ground: Ground, state: State, engine: Engine) -> Decided:
     """Runs all steps over all shards."""
-    decided, corpus = Decided(state), ground.corpus
+    corpus = ground.corpus
+    ends = np.cumsum([0, *(corpus.read[source.name] for source in corpus.sources)]).tolist()
+    decided = Decided(replace(state, rows={source.name: span for source, span in zip(corpus.sources, pairwise(ends), strict=True)}))
     models: dict[int, Path] = {}
     stretch: list[Step] = []
     for step in steps:
@@ -310,10 +347,17 @@ def decide(steps: list[Step], ground: Ground, state: State, engine: Engine) -> D
         elif not isinstance(step, Keep):
             _run(stretch, corpus, models, decided, engine)
             stretch = []
+        elif (removal := removal_by(step, decided.state)) is not None:
+            decided.removals.append(removal)
         if isinstance(step, Add) and isinstance(step.config, ExactConfig | MinhashConfig):
             live = [LiveShard(shard, decided.state.mask(shard), state.work) for shard in corpus.shards]
-            key, anew = find_duplicates(step.config, live, state.work, engine)
+            key, anew = find_duplicates(step.config, live, state.work, engine, priority_of(step.config, decided.state))
             _place(decided, step, key, survivors=True)
+            decided.reports[step.name] = report_of(state.work, key)
+            if given_up := decided.reports[step.name].get("pairs_given_up"):
+                decided.warnings[step.name] = (
+                    f"steps[{step.index - 1}].add.{step.name}: {given_up:,} pairs that might be alike were not compared, {GIVEN_UP}"
+                )
             alive = sum(int(np.load(one.mask).sum()) for one in live)
             decided.computed[step.name], decided.remembered[step.name] = anew, alive - anew
         elif isinstance(step, Top):
@@ -321,7 +365,11 @@ def decide(steps: list[Step], ground: Ground, state: State, engine: Engine) -> D
             stretch.append(replace(step, cut=find_cut(ranked, step.config.tokens, step.config.documents, step.config.share)))
         else:
             stretch.append(step)
-    _run(stretch, corpus, models, decided, engine)
+    by_source = _run(stretch, corpus, models, decided, engine)
+    if decided.removals:
+        everything = _dropped_in(corpus, decided)
+        found = gone(everything, decided.removals, sum(corpus.read.values()), state.scratch, engine)
+        decided.told = told(decided.removals, by_source, everything, found)
     return decided
 
 
@@ -343,18 +391,35 @@ def _place(decided: Decided, step: Add, key: str, *, survivors: bool) -> None:
     decided.state = replace(decided.state, signals=signals)
 
 
-def _run(stretch: list[Step], corpus: Corpus, models: dict[int, Path], decided: Decided, engine: Engine) -> None:
+def _dropped_in(corpus: Corpus, decided: Decided) -> list[Dropped]:
+    return [Dropped(shard, decided.state.fates(shard), decided.state.rows[shard.source], decided.state.work) for shard in corpus.shards]
+
+
+def _run(stretch: list[Step], corpus: Corpus, models: dict[int, Path], decided: Decided, engine: Engine) -> dict[str, list[Loss]]:
+    """Takes all shards through a stretch; returns what each source has lost to duplicates so far, which the guard has seen."""
     label = ", ".join(step.name for step in stretch if isinstance(step, Add)) or "decide"
     outcomes = engine.map(advance, [(shard, stretch, models, decided.state) for shard in corpus.shards], label)
     decided.dropped = {source.name: {} for source in corpus.sources}
+    alive = dict.fromkeys(decided.dropped, 0)
     for shard, outcome in zip(corpus.shards, outcomes, strict=True):
+        alive[shard.source] += outcome.alive
+        copies = decided.duplicates.setdefault(shard.source, {})
+        for step, more in outcome.duplicates.items():
+            copies[step] = Copies(*(a + b for a, b in zip(copies.get(step, Copies(0, 0)), more, strict=True)))
         dropped = decided.dropped[shard.source]
         for fate, count in outcome.dropped.items():
             dropped[fate] = dropped.get(fate, 0) + count
         for into, counts in ((decided.computed, outcome.computed), (decided.remembered, outcome.remembered)):
-            for name, count in counts.items():
-                into[name] = into.get(name, 0) + count
+            for name, number in counts.items():
+                into[name] = into.get(name, 0) + number
     computed, remembered = (
         sum(sum(counts.values()) for counts in found) for found in ([o.computed for o in outcomes], [o.remembered for o in outcomes])
     )
     engine.journal.count(computed, remembered)
+    by_source = {name: losses(decided.duplicates.get(name, {}), dropped, alive[name]) for name, dropped in decided.dropped.items()}
+    for source in corpus.sources:
+        mine = [one for one in _dropped_in(corpus, decided) if one.shard.source == source.name]
+        warning = guard(source.name, source.config.max_duplicates, by_source[source.name], decided.removals, mine, engine)
+        if warning is not None:
+            decided.warnings[source.name] = warning
+    return by_source

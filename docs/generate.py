@@ -198,7 +198,7 @@ def default(field: FieldInfo) -> str:
 
 
 def manifests() -> str:
-    from mixing import manifest
+    from mixing import history, manifest
 
     words: dict[str, dict[str, str]] = yaml.safe_load((ROOT / "docs" / "columns.yaml").read_text(encoding="utf-8"))
     ids = pa.uint16()
@@ -218,6 +218,7 @@ def manifests() -> str:
     tables = {
         "plan/STAGE.arrow": ("sequences", manifest.SEQUENCES),
         "plan/STAGE.spans.arrow": ("spans", manifest.SPANS),
+        history.VISITS_PATH: ("visits", history.VISITS),
         "tokens/N.arrow": ("tokens", manifest.tokens_schema(ids)),
         "holdout/SOURCE.arrow": ("holdout", manifest.holdout_schema(ids)),
     }

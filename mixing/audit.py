@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -23,6 +24,8 @@ from mixing import UserError
 from mixing.audit_holdout import check_holdout
 from mixing.audit_plan import check_plan
 from mixing.findings import Finding, Pool, Stored, check
+from mixing.history import VISITS_PATH
+from mixing.history import stored as stored_documents
 from mixing.manifest import HEADER_KEYS, Manifest, canonical_json, content_digest, read_header
 from mixing.pool import DECISIONS, FORBIDDEN, POOL
 from mixing.write import file_sha256
@@ -41,7 +44,7 @@ def verify(path: Path | str) -> Iterator[Finding]:
         yield from _check_digests(manifest)
         pool = _read_pool(manifest)
         yield from _check_pool(manifest, pool)
-        stored = _read_stored(manifest)
+        stored = stored_documents(manifest)
         yield from _check_stored(manifest, pool, stored)
         yield from _check_accounting(manifest, pool, stored)
         yield from check_plan(manifest, stored)
@@ -65,8 +68,21 @@ def _check_header(folder: Path) -> Iterator[Finding]:
     yield check("ordered parts of the recipe are arrays", ordered, "sources, mixture.components")
     in_order = ordered and [component["name"] for component in components] == names and set(header["components"]) == set(names)
     yield check("components are the recipe's, in its order", in_order, ", ".join(names))
+    yield _check_parent(header)
     machine = [text for text in _texts([recipe, header["sources"]]) if _MACHINE_PATH.match(text) or ".." in re.split(r"[\\/]", text)]
     yield check("no path of a machine and no URL in the header", not machine, ", ".join(machine[:3]))
+
+
+def _check_parent(header: dict[str, Any]) -> Finding:
+    """A remix names its parent; only one that goes on from trained sequences says what was read before it."""
+    parent, remembers = header["parent"], any(entry["path"] == VISITS_PATH for entry in header["files"])
+    if parent is None:
+        return check("the parent is named", not remembers, f"none, but {VISITS_PATH}" if remembers else "none")
+    consumed, digest = parent["consumed_sequences"], parent["digest"]
+    sound = re.fullmatch(r"[0-9a-f]{64}", digest) is not None and type(consumed) is int and consumed >= 0 and (remembers or not consumed)
+    return check(
+        "the parent is named", sound and set(parent) == {"digest", "consumed_sequences"}, f"{digest}, {consumed} sequences consumed"
+    )
 
 
 def _texts(value: object) -> Iterator[str]:
@@ -174,16 +190,6 @@ _HELD = DECISIONS.index("held_out")
 _KEPT = DECISIONS.index("kept")
 
 
-def _read_stored(manifest: Manifest) -> Stored:
-    rows, lengths = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
-    for number in range(manifest.token_files):
-        tokens = manifest.token_file(number)
-        rows.append(tokens.pool_row)
-        lengths.append(np.diff(tokens.offsets))
-    first = np.cumsum([0, *(len(part) for part in lengths[1:])])[:-1]
-    return Stored(np.concatenate(rows).astype(np.int64), np.concatenate(lengths), first)
-
-
 def _check_stored(manifest: Manifest, pool: Pool, stored: Stored) -> Iterator[Finding]:
     row = stored.row
     rising = bool((np.diff(row) > 0).all())
@@ -202,17 +208,28 @@ def _check_stored(manifest: Manifest, pool: Pool, stored: Stored) -> Iterator[Fi
 
 
 def _check_accounting(manifest: Manifest, pool: Pool, stored: Stored) -> Iterator[Finding]:
-    """Promise 1."""
+    """Promise 1. A remix stores its parent's documents and need not plan them all."""
+    planned = stored.row if manifest.header["parent"] is None else stored.row[_planned(manifest, stored)]
     for number, (name, counts) in enumerate(manifest.sources.items()):
         here = pool.source == number
         found = {decision: int(np.count_nonzero(here & (pool.decision == index))) for index, decision in enumerate(DECISIONS)}
         dropped = sum(step["documents"] for step in counts["dropped"])
         said = {"kept": counts["kept"], "dropped": dropped, "held_out": counts["held_out"], "quarantined": counts["quarantined"]}
-        used = int(np.count_nonzero(here[stored.row]))
+        used = int(np.count_nonzero(here[planned]))
         exact = found == said and counts["read"] == sum(said.values()) == int(here.sum())
         divided = counts["kept"] == counts["used"] + counts["unused"] + counts["unassigned"] and counts["used"] == used
-        figure = f"read {counts['read']:,}; header {said}, pool {found}; used {counts['used']:,}, stored {used:,}"
+        figure = f"read {counts['read']:,}; header {said}, pool {found}; used {counts['used']:,}, planned {used:,}"
         yield check(f"accounting of {name}", exact and divided and min(counts["unused"], counts["unassigned"]) >= 0, figure)
+
+
+def _planned(manifest: Manifest, stored: Stored) -> npt.NDArray[np.int64]:
+    """The stored documents that the plan names, as far as its places can be looked up; `check_plan` says whether they can."""
+    named = np.zeros(len(stored.row), np.bool_)
+    for arrays in manifest.stage_arrays:
+        file, token_row = (column.astype(np.int64) for column in arrays.columns[:2])
+        document = stored.first[np.minimum(file, len(stored.first) - 1)] + token_row
+        named[document[document < len(named)]] = True
+    return np.flatnonzero(named)
 
 
 def _some(names: list[str], otherwise: str) -> str:

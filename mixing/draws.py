@@ -87,6 +87,10 @@ def _keys(members: Any, content: Any, seed: np.uint64, keys: Any) -> None:
         keys[i] = mixed ^ (mixed >> np.uint64(32))
 
 
+class Shortage(UserError):
+    """A component has fewer tokens than the stages ask of it."""
+
+
 class _Exhausted(Exception):
     """A component has no more documents that may be visited; `found` tokens of the stage were."""
 
@@ -130,9 +134,9 @@ class ComponentDraws:
             most = f"max_epochs {float(self.cap):g} lets no document be visited more than {self._most} times"
             remedy = f"lower its weight, tokens or rounds there, raise max_epochs.{self.name}, or add documents"
             found = f"component '{self.name}' and finds {short.found:,}"
-            raise UserError(f"mixture: stage '{stage}' asks {sum(rounds):,} tokens of {found}: {most}; {remedy}") from None
+            raise Shortage(f"mixture: stage '{stage}' asks {sum(rounds):,} tokens of {found}: {most}; {remedy}") from None
         cuts = sum(self._ends_inside(pieces) for pieces in drawn)
-        return Drawn(_joined(drawn), cuts)
+        return Drawn(joined(drawn), cuts)
 
     def _cursor(self, asked: int, repeats: int = 0) -> Pieces:
         """Go on where the component's last draw by cursor stopped, its open tail first; reshuffle at the end of each pass.
@@ -154,7 +158,7 @@ class ComponentDraws:
                 raise _Exhausted((asked - left) * (repeats + 1))
             parts += more
             left -= _tokens(more)
-        pieces = _joined(parts)
+        pieces = joined(parts)
         if asked:
             self._tail = int(pieces.document[-1])
         return pieces
@@ -173,7 +177,7 @@ class ComponentDraws:
                 parts += more
                 left -= _tokens(more)
                 sweep += 1
-            drawn.append(_joined(parts))
+            drawn.append(joined(parts))
         return drawn
 
     def _fixed(self, stage: str, rounds: Sequence[int]) -> list[Pieces]:
@@ -259,7 +263,7 @@ def _tokens(parts: Sequence[Pieces]) -> int:
     return sum(int(part.length.sum(dtype=np.int64)) for part in parts)
 
 
-def _joined(parts: Sequence[Pieces]) -> Pieces:
+def joined(parts: Sequence[Pieces]) -> Pieces:
     if len(parts) == 1:
         return parts[0]
     nothing = Pieces(np.zeros(0, np.uint32), np.zeros(0, np.uint32), np.zeros(0, np.uint32), np.zeros(0, np.uint16))

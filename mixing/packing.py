@@ -3,10 +3,12 @@
 In: the pieces of one component and stage in draw order. Out: sequences of at most `sequence_length` tokens in run order, as spans in CSR form.
 
 Packing is best fit over a sliding window. A sequence opens with the oldest waiting piece (or the rest of one just cut), so that none waits for more than
-two sequences for each place of the window, and then takes the longest waiting piece that fits, again and again. Where nothing fits and the gap is larger than `1 - fill`, a piece
-is cut to fill it: one longer than a sequence if there is one, since it must be cut anyway (best one whose rest then fits a sequence), else one
-whose rest and another piece are the next sequence, else the longest. So every sequence but the last reaches the floor, no token is dropped, and every cut is counted. Whole documents alone fill only 76 to
-94 % on real text.
+two sequences for each place of the window, and then takes the longest waiting piece that fits, again and again. Where nothing fits and the gap is larger than `1 - fill`,
+the pieces taken last are given back and others looked for that close the sequence together: two for the last one, else one more than there were, of about equal
+lengths. Only where that fails is a piece cut to fill the gap: one longer than a sequence if there is one, since it must be cut anyway, and best one
+whose length beyond whole sequences is about the gap, since it then needs no further cut; else one whose rest and another piece are the next
+sequence, else the longest. So every sequence but the last reaches the floor, no token is dropped, and every cut is counted. Whole documents alone fill only 76 to
+94 % on real text. `benchmarks/mixture.md` has the cuts that are left.
 
 Pieces of one document keep their order: a piece enters the window only after the document's previous piece has left it.
 
@@ -24,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 WINDOW = 4096
-"""Pieces that wait at a time. Larger windows cut less where documents are about as long as half a sequence (at 512 tokens, median 250: 0.46 cuts
-per sequence at 1,024 places, 0.45 at 4,096, 0.41 at 16,384, 1.0 by concat-and-chunk) but let the lengths drift further from the draw order, and leave the cache."""
+"""Pieces that wait at a time. 1,024 to 16,384 places cut the same to within 2 % on streams of a million real lengths; larger windows let the lengths drift
+further from the draw order, and leave the cache."""
 
 
 class Pieces(NamedTuple):
@@ -65,12 +67,13 @@ def pack(pieces: Pieces, sequence_length: int, fill: float, waiting: npt.NDArray
 
 
 # The window's state, in three arrays because numba counts a reference for each array it passes on (a tuple of thirteen made it twice as slow):
-# `ends` int32[2, buckets + 1]: the first and last slot of each bucket's list, -1 for none. Bucket b lists the pieces with b tokens left, the last
-#   bucket all longer ones; no piece has 0 tokens, so list 0 is that of all slots by age.
+# `ends` int32[2, buckets]: the first and last slot of each bucket's list, -1 for none. Bucket b up to a sequence lists the pieces with b tokens
+#   left, bucket S + r the longer ones with r tokens left beyond whole sequences of S, 0 < r <= S; list 0 is that of all slots by age.
 # `bits` uint64[2, words]: a bit for each bucket that is not empty; a bit for each word that is not zero.
 # `slots` int64[8, window]: for each slot its neighbours in its bucket and by age, the piece, where it goes on, the tokens left; and free slots.
 _NEXT, _BEFORE, _YOUNGER, _OLDER, _PIECE, _START, _LEFT, _FREE = range(8)
-_TRIES = 64  # lengths looked at for a cut that serves two sequences: about 1 us a cut
+_TRIES = 64  # lengths looked at for two pieces that close a sequence, or for a cut that serves two: about 1 us
+_HELD = 8  # pieces that can be given back
 _ONE, _ALL = np.uint64(1), np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
@@ -137,6 +140,16 @@ def _join(ends: Any, bits: Any, slots: Any, bucket: int, slot: int) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
+def _return(ends: Any, bits: Any, slots: Any, bucket: int, slot: int) -> None:
+    """Into a bucket again, at its start: it was there before the others."""
+    first = ends[0, bucket]
+    if first < 0:
+        _join(ends, bits, slots, bucket, slot)
+        return
+    slots[_BEFORE, slot], slots[_NEXT, slot], slots[_BEFORE, first], ends[0, bucket] = -1, first, slot, slot
+
+
+@numba.njit(cache=True, nogil=True)
 def _leave(ends: Any, bits: Any, slots: Any, bucket: int, slot: int) -> None:
     if _remove(ends, slots, bucket, slot, _NEXT, _BEFORE):
         bits[0, bucket >> 6] &= ~(_ONE << np.uint64(bucket & 63))
@@ -145,19 +158,49 @@ def _leave(ends: Any, bits: Any, slots: Any, bucket: int, slot: int) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _to_cut(ends: Any, bits: Any, gap: int, sequence_length: int, floor: int, beyond: int) -> tuple[int, bool]:
+def _bucket(left: int, sequence_length: int) -> int:
+    return left if left <= sequence_length else sequence_length + 1 + (left - 1) % sequence_length
+
+
+@numba.njit(cache=True, nogil=True)
+def _leaves(ends: Any, slots: Any, waiting: Any, document: Any, slot: int, waits: int) -> int:
+    """A piece that has left its bucket leaves the window too; how many wait now."""
+    _remove(ends, slots, 0, slot, _YOUNGER, _OLDER)
+    waiting[document[slots[_PIECE, slot]]] = 0
+    slots[_FREE, waits - 1] = slot
+    return waits - 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _closing(ends: Any, bits: Any, gap: int, slack: int, sequence_length: int) -> int:
+    """The bucket of a piece after which another one closes `gap` to within `slack`, whole or by the cut that a long one needs anyway; 0 if none is found."""
+    bucket = _longest(bits, gap)
+    for _ in range(_TRIES):
+        if not bucket:
+            break
+        room = gap - bucket
+        other = _longest(bits, room)
+        if other and other >= room - slack and (other != bucket or ends[0, bucket] != ends[1, bucket]):
+            return bucket
+        other = _longest(bits, sequence_length + room)
+        if room and other > sequence_length and other >= sequence_length + room - slack:
+            return bucket
+        bucket = _longest(bits, bucket - 1)
+    return 0
+
+
+@numba.njit(cache=True, nogil=True)
+def _to_cut(ends: Any, bits: Any, gap: int, sequence_length: int, floor: int) -> tuple[int, bool]:
     """The bucket of the piece to cut where nothing waiting fits `gap`, and whether its rest fills the next sequence without a cut.
 
-    A long piece if there is one, best one whose rest fits a sequence. Of the others one whose rest and another waiting piece are a full
-    sequence, so that the cut serves two; else the longest.
+    A long piece if there is one. Of the others one whose rest and another waiting piece are a full sequence, so that the cut serves two; else
+    the longest.
     """
-    bucket = _longest(bits, sequence_length + gap)
-    if bucket > sequence_length:
-        return bucket, False
-    longest = _longest(bits, beyond)
-    if longest > sequence_length:
-        return longest, False
-    bucket = longest
+    for at_most in (sequence_length + gap, 2 * sequence_length):
+        bucket = _longest(bits, at_most)
+        if bucket > sequence_length:
+            return bucket, False
+    longest = bucket
     for _ in range(_TRIES):
         room = sequence_length - (bucket - gap)
         other = _longest(bits, room)
@@ -190,15 +233,20 @@ def _pack(
     length: Any,
     first_span: Any,
 ) -> tuple[int, int, int, int]:
-    beyond = 2 * sequence_length + 1  # the bucket of pieces longer than two sequences
-    ends = np.full((2, beyond + 1), -1, np.int32)
-    bits = np.zeros((2, (beyond >> 6) + 1), np.uint64)
+    slack = sequence_length - floor
+    ends = np.full((2, 2 * sequence_length + 1), -1, np.int32)
+    bits = np.zeros((2, (2 * sequence_length >> 6) + 1), np.uint64)
     slots = np.zeros((8, window), np.int64)
     slots[_FREE] = np.arange(window)
     waits, entered, spans, sequences, cut_long, cut_to_fill = 0, 0, 0, 0, 0, 0
     opening = -1  # the slot that opens the next sequence, if it need not be the oldest
+    # The pieces that this sequence took last, all whole: they have left their buckets but not the window, so that they can be given back.
+    held = np.zeros(_HELD, np.int64)
+    first_held, last_held = 0, 0
     while waits or entered < len(document):
         gap = sequence_length
+        chosen_anew = False
+        to_choose = 0  # how many pieces of about equal lengths are to close the sequence; 0 for the longest that fits
         first_span[sequences] = spans
         while gap:
             while waits < window and entered < len(document) and not waiting[document[entered]]:
@@ -207,23 +255,56 @@ def _pack(
                 waiting[document[entered]] = 1
                 slots[_PIECE, slot], slots[_START, slot], slots[_LEFT, slot] = entered, drawn_start[entered], drawn_length[entered]
                 _append(ends, slots, 0, slot, _YOUNGER, _OLDER)
-                _join(ends, bits, slots, min(slots[_LEFT, slot], beyond), slot)
+                _join(ends, bits, slots, _bucket(drawn_length[entered], sequence_length), slot)
                 entered += 1
-            if not waits:
-                break
+            if waits == last_held - first_held:
+                if not waits:
+                    break
+                while first_held < last_held:  # make room for others
+                    waits = _leaves(ends, slots, waiting, document, held[first_held % _HELD], waits)
+                    first_held += 1
+                continue
             fitting = _longest(bits, gap)
-            if gap == sequence_length:
+            cutting = _longest(bits, sequence_length + gap)
+            opens = gap == sequence_length
+            if opens:
                 slot = ends[0, 0] if opening < 0 else opening
                 opening = -1
-                bucket = min(slots[_LEFT, slot], beyond)
-            elif fitting:
-                bucket, slot = fitting, ends[0, fitting]
-            elif sequence_length - gap >= floor:
-                break
+                bucket = _bucket(slots[_LEFT, slot], sequence_length)
             else:
-                bucket, pairs = _to_cut(ends, bits, gap, sequence_length, floor, beyond)
+                if to_choose and fitting:
+                    bucket = _closing(ends, bits, gap, slack, sequence_length) if to_choose == 2 else _longest(bits, gap // to_choose)
+                    if not bucket:
+                        bucket = fitting
+                    to_choose = to_choose - 1 if to_choose > 2 else 0
+                elif fitting and fitting >= gap - slack:
+                    bucket = fitting
+                elif not fitting and gap <= slack:
+                    break
+                elif cutting > sequence_length and cutting >= sequence_length + gap - slack:
+                    bucket = cutting
+                elif fitting:
+                    bucket = fitting
+                elif not chosen_anew and first_held < last_held:
+                    chosen_anew = True
+                    bucket, count = 0, 0
+                    while first_held < last_held and not bucket:
+                        last_held -= 1
+                        spans -= 1
+                        count += 1
+                        slot = held[last_held % _HELD]
+                        gap += slots[_LEFT, slot]
+                        _return(ends, bits, slots, slots[_LEFT, slot], slot)
+                        if count == 1:
+                            bucket = _closing(ends, bits, gap, slack, sequence_length)
+                    if not bucket:
+                        to_choose = count + 1
+                        continue
+                else:
+                    bucket, serves_two = _to_cut(ends, bits, gap, sequence_length, floor)
+                    if serves_two:
+                        opening = ends[0, bucket]
                 slot = ends[0, bucket]
-                opening = slot if pairs else -1
             left = slots[_LEFT, slot]
             taken = min(left, gap)
             cut_long += left > sequence_length
@@ -231,18 +312,22 @@ def _pack(
             piece[spans], start[spans], length[spans] = slots[_PIECE, slot], slots[_START, slot], taken
             spans += 1
             gap -= taken
-            slots[_START, slot] += taken
-            slots[_LEFT, slot] -= taken
-            if left - taken >= beyond:
-                continue  # it goes on where it is, first in its bucket
             _leave(ends, bits, slots, bucket, slot)
             if left > taken:
-                _join(ends, bits, slots, left - taken, slot)
-                continue
-            _remove(ends, slots, 0, slot, _YOUNGER, _OLDER)
-            waiting[document[slots[_PIECE, slot]]] = 0
-            waits -= 1
-            slots[_FREE, waits] = slot
+                slots[_START, slot] += taken
+                slots[_LEFT, slot] -= taken
+                _join(ends, bits, slots, _bucket(left - taken, sequence_length), slot)
+            elif opens:
+                waits = _leaves(ends, slots, waiting, document, slot, waits)
+            else:
+                if last_held - first_held == _HELD:
+                    waits = _leaves(ends, slots, waiting, document, held[first_held % _HELD], waits)
+                    first_held += 1
+                held[last_held % _HELD] = slot
+                last_held += 1
+        while first_held < last_held:
+            waits = _leaves(ends, slots, waiting, document, held[first_held % _HELD], waits)
+            first_held += 1
         low = first_span[sequences]
         _in_draw_order(piece[low:spans], start[low:spans], length[low:spans])
         sequences += 1

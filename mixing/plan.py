@@ -183,20 +183,28 @@ class Plan(NamedTuple):
         return np.flatnonzero(planned).astype(np.uint32)
 
 
-def plan(mixture: Mixture, documents: Documents, seed: int, synthetic: npt.NDArray[np.bool_] | None = None) -> Plan:
+def plan(
+    mixture: Mixture,
+    documents: Documents,
+    seed: int,
+    synthetic: npt.NDArray[np.bool_] | None = None,
+    draws: Mapping[str, ComponentDraws] | None = None,
+) -> Plan:
     """The plan of `mixture` over `documents`, or a UserError naming the component that is short, what is asked, what it has and its cap.
 
-    `synthetic` says of each document whether it was made from others (has `parents`); None if none was.
+    `synthetic` says of each document whether it was made from others (has `parents`); None if none was. `draws` are those of an earlier plan that
+    this one goes on with, one for each component, over `documents` as `simulated` leaves them.
     """
     from mixing.draws import ComponentDraws  # numba: imported where used
 
     assert len(documents.row) < 2**32
     assert (documents.row[1:] > documents.row[:-1]).all()
-    if mixture.simulate is not None:
-        documents = _simulated(mixture, documents, seed)
-    visits = np.zeros(len(documents.row), np.uint16)
-    draws = {name: ComponentDraws(name, index, documents, visits, seed, mixture.cap(name)) for index, name in enumerate(mixture.components)}
-    quotas = stage_quotas(mixture, {name: draw.tokens for name, draw in draws.items()})
+    if draws is None:
+        documents = simulated(mixture, documents, seed)
+        visits = np.zeros(len(documents.row), np.uint16)
+        draws = {name: ComponentDraws(name, k, documents, visits, seed, mixture.cap(name)) for k, name in enumerate(mixture.components)}
+    sizes, available = ({name: getattr(draw, what) for name, draw in draws.items()} for what in ("tokens", "available"))
+    quotas = stage_quotas(mixture, sizes, available)
     for name, draw in draws.items():
         _refuse_shortage(name, sum(one.tokens.get(name, 0) for one in quotas), draw)
     stages: list[StagePlan] = []
@@ -205,13 +213,14 @@ def plan(mixture: Mixture, documents: Documents, seed: int, synthetic: npt.NDArr
         stages.append(_plan_stage(mixture, stage, one, draws, documents, sum(len(earlier.component) for earlier in stages)))
         if synthetic is not None:
             warnings += _check_synthetic(mixture, number, stages[-1], synthetic)
-    sizes = {name: {"documents": draw.documents, "tokens": draw.tokens} for name, draw in draws.items()}
-    return Plan(mixture.sequence_length, sizes, stages, tuple(warnings))
+    components = {name: {"documents": draw.documents, "tokens": draw.tokens} for name, draw in draws.items()}
+    return Plan(mixture.sequence_length, components, stages, tuple(warnings))
 
 
-def stage_quotas(mixture: Mixture, sizes: Mapping[str, int]) -> list[Quota]:
-    """What each stage asks of each component, whose tokens `sizes` holds, and what it plans. Stages are served in order: each sees what the caps still allow."""
-    left = {name: math.floor(mixture.cap(name) * size) for name, size in sizes.items()}
+def stage_quotas(mixture: Mixture, sizes: Mapping[str, int], available: Mapping[str, int] | None = None) -> list[Quota]:
+    """What each stage asks of each component, whose tokens `sizes` holds, and what it plans. Stages are served in order: each sees what the caps still allow, of
+    `available` tokens if not all of them are."""
+    left = dict(available or {name: math.floor(mixture.cap(name) * size) for name, size in sizes.items()})
     quotas = []
     for number, stage in enumerate(mixture.stages):
         one = quota(f"mixture.stages[{number}]", stage.asked(), sizes, left)
@@ -222,11 +231,13 @@ def stage_quotas(mixture: Mixture, sizes: Mapping[str, int]) -> list[Quota]:
     return quotas
 
 
-def _simulated(mixture: Mixture, documents: Documents, seed: int) -> Documents:
+def simulated(mixture: Mixture, documents: Documents, seed: int) -> Documents:
     """So few documents of each component that the stages repeat them as the longer run would repeat all: its share of the component's tokens, to within a document.
 
-    They are chosen by content hash, independently of the other components; a shorter simulation takes some of a longer one's documents.
+    They are chosen by content hash, independently of the other components; a shorter simulation takes some of a longer one's documents. Without `simulate` all stay.
     """
+    if mixture.simulate is None:
+        return documents
     from mixing.draws import shuffled
 
     component = np.full(len(documents.row), 65535, np.uint16)
@@ -260,8 +271,11 @@ def _refuse_shortage(name: str, asked: int, draw: ComponentDraws) -> None:
     if asked <= draw.available:
         return
     has = f"it has {draw.tokens:,} in {draw.documents:,} documents, and max_epochs {float(draw.cap):g} allows {draw.available:,}"
-    raises = f", raise max_epochs.{name} to {math.ceil(100 * asked / draw.tokens) / 100:g}" if draw.tokens else ""
-    raise UserError(
+    wanted = math.floor(draw.cap * draw.tokens) + asked - draw.available  # with what an earlier plan took of the cap
+    raises = f", raise max_epochs.{name} to {math.ceil(100 * wanted / draw.tokens) / 100:g}" if draw.tokens else ""
+    from mixing.draws import Shortage
+
+    raise Shortage(
         f"mixture: the stages ask {asked:,} tokens of component '{name}'; {has}; lower its weight or tokens{raises}, or add documents"
     )
 
@@ -311,7 +325,7 @@ def _plan_stage(
 
 def _component_header(drawn: Drawn, packed: Packed, tokens: npt.NDArray[np.int64]) -> dict[str, int | float]:
     realised = int(packed.spans.length.sum(dtype=np.int64))
-    documents, unique = _distinct(drawn.pieces, tokens)
+    documents, unique = distinct(drawn.pieces, tokens)
     return {
         "tokens": realised,
         "sequences": len(packed.first_span),
@@ -324,7 +338,7 @@ def _component_header(drawn: Drawn, packed: Packed, tokens: npt.NDArray[np.int64
     }
 
 
-def _distinct(pieces: Pieces, tokens: npt.NDArray[np.int64]) -> tuple[int, int]:
+def distinct(pieces: Pieces, tokens: npt.NDArray[np.int64]) -> tuple[int, int]:
     """Distinct documents and distinct (document, token) of `pieces`. Nearly all are whole documents; only the others are looked at one by one."""
     whole = pieces.length == tokens[pieces.document]
     read = np.zeros(len(tokens), np.bool_)

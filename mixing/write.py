@@ -8,8 +8,10 @@ the documents arrive (chunking) and memory does not grow with the tokens: ids ar
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
+import json
 import mmap
 import os
 import shutil
@@ -25,6 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mixing import UserError
+from mixing.findings import Stored
+from mixing.history import VISITS_PATH, History, stored, visits_table
 from mixing.manifest import (
     HEADER_KEYS,
     SCHEMA_VERSION,
@@ -68,7 +72,8 @@ class ManifestWriter:
         self._files: list[dict[str, Any]] = []
         self._holdout: dict[str, dict[str, int]] = {}
         self._stored: _TokenFiles | None = None
-        self.folder, self._lock = _partial_folder(self.target)
+        self._sums: dict[str, str] = {}
+        self.folder, self._lock = partial_folder(self.target)
 
     def __enter__(self) -> Self:
         return self
@@ -126,6 +131,30 @@ class ManifestWriter:
         self._arrow(f"plan/{stage.name}.arrow", sequences)
         self._arrow(f"plan/{stage.name}.spans.arrow", spans)
 
+    def adopt(self, manifest: Manifest, *beginnings: str) -> None:
+        """Take the files of another manifest whose paths begin so, as they are: hard links, or copies on another file system.
+
+        A linked file is not read: its checksum is the one that its manifest has.
+        """
+        sums = {entry["path"]: entry["sha256"] for entry in json.loads((manifest.folder / "files.json").read_bytes())}
+        for entry in manifest.header["files"]:
+            path = entry["path"]
+            if not path.startswith(beginnings):
+                continue
+            if link(manifest.folder / inner_path(path, manifest.folder), self._new(path)):
+                self._sums[path] = sums[path]
+            self._files.append(dict(entry))
+            if path.startswith("holdout/"):
+                source = path.removeprefix("holdout/").removesuffix(".arrow")
+                self._holdout[source] = manifest.header["holdout"][source]
+        if any("tokens/".startswith(beginning) for beginning in beginnings):
+            found = stored(manifest)
+            self._stored = _TokenFiles(found.row.astype(np.uint64), found.first)
+
+    def visits(self, history: History, documents: Stored) -> None:
+        """Write what was read of each stored document before the plan begins."""
+        self._arrow(VISITS_PATH, visits_table(history, documents))
+
     def holdout(self, source: str, held: Holdout) -> None:
         """Write `holdout/<source>.arrow` and count it for the header."""
         ids = pa.LargeListArray.from_arrays(pa.array(held.offsets, pa.int64()), pa.array(held.ids, self._ids))
@@ -163,8 +192,8 @@ class ManifestWriter:
             return digest
         self._new("manifest.json").write_bytes(content)
         self._new("provenance.json").write_text(canonical_json(dict(provenance)))
-        self._new("files.json").write_text(canonical_json(_written_files(self.folder)))
-        _fsync_tree(self.folder)
+        self._new("files.json").write_text(canonical_json(_written_files(self.folder, self._sums)))
+        fsync_tree(self.folder)
         self._appear()
         return digest
 
@@ -249,8 +278,20 @@ class _Spool:
         self._path.unlink()
 
 
-def _partial_folder(target: Path) -> tuple[Path, int]:
-    """An empty folder beside `target`, locked by this process. What a killed build left there is removed."""
+def link(file: Path, to: Path) -> bool:
+    """The same bytes under another name: a hard link, or a copy where there are none (another file system). Whether it is a link."""
+    try:
+        os.link(file, to)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+            raise
+        shutil.copyfile(file, to)
+        return False
+    return True
+
+
+def partial_folder(target: Path) -> tuple[Path, int]:
+    """An empty folder beside `target`, and the lock that this process holds on it. What a killed process left there is removed."""
     folder = target.with_name(f".{target.name}.partial")
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
@@ -258,15 +299,16 @@ def _partial_folder(target: Path) -> tuple[Path, int]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        raise UserError(f"{target}: another build is writing this manifest; wait for it or choose another folder") from None
+        raise UserError(f"{target}: another process is writing it; wait for it or choose another folder") from None
     for left in folder.iterdir():
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     return folder, lock
 
 
-def _written_files(folder: Path) -> list[dict[str, Any]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [{"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files]
+def _written_files(folder: Path, known: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Path, size and sha256 of every file; those of `known` are not read again."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return [{"path": name, "bytes": path.stat().st_size, "sha256": known.get(name) or file_sha256(path)} for name, path in files.items()]
 
 
 def file_sha256(path: Path) -> str:
@@ -274,7 +316,8 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fsync_tree(folder: Path) -> None:
+def fsync_tree(folder: Path) -> None:
+    """Make every file and folder below `folder` last."""
     for path in [*folder.rglob("*"), folder]:
         _fsync(path)
 

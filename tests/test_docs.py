@@ -7,9 +7,12 @@ from pathlib import Path
 
 import generate
 import pytest
+import yaml
 from test_floors import EVERY_MODULE
 
 from curation.recipe import load as load_recipe
+from curation.remix import Remix
+from mixing import validated
 from train.config import load as load_config
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +46,11 @@ def test_recipe_shown_to_a_reader_is_one_the_engine_accepts(tmp_path: Path, text
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
 
     assert load_recipe(tmp_path / "recipe.yaml").mixture.stages
+
+
+@pytest.mark.parametrize("text", blocks("mixture"))
+def test_mixture_shown_to_a_reader_is_one_a_remix_accepts(text: str) -> None:
+    assert validated(Remix, yaml.safe_load(text)).mixture.stages
 
 
 @pytest.mark.parametrize(

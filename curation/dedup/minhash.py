@@ -22,8 +22,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from curation.dedup.preference import Preference
 from curation.words import WORDS_VERSION, Hashes, Offsets, hash_room, hash_words, kernel, mix64_python, text_buffers, word_hash, words
 
 SIGNATURE_VERSION = f"1/affine32-128/words-{WORDS_VERSION}"
@@ -43,10 +44,8 @@ _BLOCK = 4096  # shingles hashed before they are permuted: 16 KB of u32 stay in 
 _RANGE_BYTES = 1 << 18  # text whose word hashes are made before they are read again: they stay in the second-level cache
 
 
-class MinhashConfig(BaseModel):
+class MinhashConfig(Preference):
     """Near-duplicates: documents whose sets of five-word shingles have a Jaccard similarity of `threshold` or more."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["minhash"] = "minhash"
     threshold: float = Field(default=0.8, ge=0.3, le=1)

@@ -2,7 +2,7 @@
 
 In: shards of live documents (`runs.Shard`). Out: one file of `DUPLICATES` per shard, and `report.json`.
 
-The rule: documents are taken in row order, and one is removed iff a document of lower row that is itself kept has a verified Jaccard similarity
+The rule: documents are taken in row order (with a declared priority, in order of rank: read rank for row below, see `ranks`), and one is removed iff a document of lower row that is itself kept has a verified Jaccard similarity
 at or above the threshold. No chain removes anything: what only resembles a removed document stays. The recorded survivor is the most similar
 kept document among those it was compared with, the lowest row among equals. Documents with equal sets of shingles have Jaccard 1; documents
 without a word are nobody's near-duplicates.
@@ -49,8 +49,9 @@ from curation.dedup.banding import (
 )
 from curation.dedup.decide import REMOVED, most_similar, settle
 from curation.dedup.minhash import PERMUTATIONS, MinhashConfig, agreements, jaccards, shingles
+from curation.dedup.ranks import Ranks, write_all
 from curation.dedup.rare import Counts, count_shingles, lists_of, no_counts, prefix_lengths, rarest, ratio_of
-from curation.dedup.runs import RANGE_BYTES, Run, Shard, gather, open_run, ranges, write_decisions, write_run
+from curation.dedup.runs import RANGE_BYTES, Run, Shard, gather, open_run, ranges, write_run
 from curation.dedup.store import Part, Store, sparse, write_part
 from curation.words import Bytes, Hashes
 
@@ -76,8 +77,11 @@ class Work(NamedTuple):
         return self.folder / f"{name}.npy"
 
 
-def near_duplicates(shards: Sequence[Shard], config: MinhashConfig, scratch: Path, run: Run, range_bytes: int = RANGE_BYTES) -> list[Path]:
-    """The documents to remove, one file per shard in the order of `shards`; `scratch/report.json` says what was compared."""
+def near_duplicates(
+    given: Sequence[Shard], config: MinhashConfig, scratch: Path, run: Run, range_bytes: int = RANGE_BYTES, ranks: Ranks | None = None
+) -> list[Path]:
+    """The documents to remove, one file per shard in the order of `given`; `scratch/report.json` says what was compared."""
+    shards = given if ranks is None else ranks.over(given)
     work = Work(scratch / "work", config.threshold, range_bytes)
     shutil.rmtree(work.folder, ignore_errors=True)  # what a killed build left
     work.folder.mkdir(parents=True)
@@ -100,7 +104,7 @@ def near_duplicates(shards: Sequence[Shard], config: MinhashConfig, scratch: Pat
 
     removed = _name_survivors(work, similar)
     report["removed"] = sum(open_run(path).shape[1] for path in removed)
-    decisions = run(write_decisions, [(shard, removed, scratch / f"{i:06d}.npy") for i, shard in enumerate(shards)])
+    decisions = write_all(given, removed, ranks, scratch, work.folder, run)
     (scratch / "report.json").write_text(json.dumps(dict(sorted(report.items())), indent=2) + "\n")
     shutil.rmtree(work.folder)
     return decisions

@@ -43,6 +43,10 @@ class Shard(Protocol):
 
     def contents(self) -> npt.NDArray[np.uint64]: ...
 
+    def normalized(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.bool_]]:
+        """Normalised keys u64[n, 2], and which documents have one (see `exact`)."""
+        ...
+
     def texts(self, positions: npt.NDArray[np.int64]) -> pa.LargeStringArray: ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from recipes import pool_of, recipe, write_corpus, write_file, write_recipe, write_records
@@ -17,7 +19,7 @@ from curation.cli import main
 from curation.work import Work
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("build", "inspect", "verify", "show", "why", "diff")
+VERBS = ("build", "inspect", "verify", "show", "why", "diff", "remix", "export")
 
 
 def curate(*arguments: str | Path) -> Result:
@@ -122,6 +124,9 @@ def test_user_error_of_a_real_process_is_one_line_too(folder: Path, tmp_path: Pa
         (["why", "out"], "one of them"),
         (["why", "out", "3", "--text", "x"], "one of them"),
         (["diff", "out", "nowhere"], "nowhere"),
+        (["export", "nowhere", "--to", "mds", "-o", "exported"], "nowhere"),
+        (["export", "out", "--to", "mds", "-o", "out"], "choose another folder"),
+        (["export", "out", "--to", "megatron", "-o", "exported", "--compression", "zstd"], "only mds has compressed shards"),
     ],
 )
 def test_user_error_of_a_reading_verb_is_one_line_and_exit_code_2(
@@ -171,7 +176,7 @@ def test_help_lists_every_verb_with_a_sentence() -> None:
         assert len(listed[verb]) > 20
 
 
-def test_inspect_json_is_the_header_with_digest_and_effective_tokens(folder: Path) -> None:
+def test_inspect_json_is_the_header_with_digest_effective_tokens_and_duplicates(folder: Path) -> None:
     header = json.loads((folder / "out" / "manifest.json").read_text())
 
     facts = json.loads(curate("inspect", folder / "out", "--json").stdout)
@@ -182,6 +187,11 @@ def test_inspect_json_is_the_header_with_digest_and_effective_tokens(folder: Pat
         for name, one in stage["components"].items():
             unique = known["components"][name]["unique_tokens"]
             assert unique <= one.pop("effective_tokens") <= known["components"][name]["tokens"]
+    for step in facts.pop("duplicates"):
+        for name, counted in step["sources"].items():
+            dropped = [one["documents"] for one in header["sources"][name]["dropped"] if one["step"] == step["step"]]
+            assert [counted["documents"]] == (dropped or [0])
+            assert counted["own"] <= counted["documents"]
     assert facts == header
 
 
@@ -220,3 +230,29 @@ def test_build_unchanged_says_so_in_one_line(folder: Path) -> None:
 
 def test_diff_of_a_manifest_with_itself_is_nothing(folder: Path) -> None:
     assert curate("diff", folder / "out", folder / "out").stdout.startswith("the same manifest, digest ")
+
+
+@pytest.mark.parametrize("to", ["megatron", "mds"])
+def test_export_says_what_it_wrote_per_stage(folder: Path, tmp_path: Path, to: str) -> None:
+    result = curate("export", folder / "out", "--to", to, "-o", tmp_path / "exported")
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    facts = json.loads((tmp_path / "exported" / "export.json").read_text())
+    line = next(line.split() for line in result.stdout.splitlines() if line.startswith("adapt"))
+    assert line == [
+        "adapt",
+        *(f"{facts['stages'][0][key]:,}" for key in ("sequences", "tokens", "padding", "pieces", "boundaries_without_eos")),
+    ]
+
+
+def test_full_disk_during_an_export_is_one_line_and_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(np, "save", full)
+
+    result = curate("export", folder / "out", "--to", "megatron", "-o", tmp_path / "exported")
+
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "no room left on the disk for " in result.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from recipes import Planted, built, pool_of, recipe, write_corpus, write_file
 
-from curation.explain import diff, show, why
+from curation.explain import compared, diff, show, why
 from mixing import UserError
 from mixing.manifest import Manifest
 
@@ -169,3 +169,55 @@ def test_diff_names_what_changed_and_counts_documents(example: Example, tmp_path
     counts = [len(contents[0]), len(contents[1]), len(contents[0] - contents[1]), len(contents[1] - contents[0])]
     assert "documents planned: {:,} in a, {:,} in b, {:,} lost, {:,} gained".format(*counts) in text
     assert diff(a, a) == f"the same manifest, digest {a.digest}"
+
+
+def test_why_of_a_near_duplicate_shows_the_longest_shared_passage_and_where_they_part(example: Example) -> None:
+    row = next(row for row in example.pool if row["reason"] == "duplicate_of IS NULL" and row["key"] in example.planted.near)
+    here = example.planted.text[row["key"]]
+    there = example.planted.text[example.pool[row["duplicate_of"]]["key"]]
+    mine, theirs = here.rstrip(".").split(), there.rstrip(".").split()
+    (at,) = [place for place in range(60) if mine[place] != theirs[place]]
+    longest = mine[:at] if at >= 30 else mine[at + 1 :]
+
+    (answer,) = why(example.manifest, str(row["row"]), None, None)
+
+    first = longest is not mine[:at] and at < 30
+    begin = at + 2 if first else 1
+    assert (
+        f"the longest passage in both: {len(longest)} words, from word {begin} of 60 here and word {begin} of 60 in row {row['duplicate_of']}:\n"
+        in answer
+    )
+    assert (
+        f"  they part at word {at + 1}:\n    here   “{' '.join(mine[at : at + 12])}”\n    there  “{' '.join(theirs[at : at + 12])}”\n"
+        in answer
+    )
+    quoted = re.search(r"in row \d+:\n    “(.*)”", answer)
+    assert quoted is not None
+    assert " ".join(longest).startswith(quoted[1].split(" … ")[0])
+    assert " ".join(longest).endswith(quoted[1].split(" … ")[-1])
+
+
+def test_why_of_a_copy_of_a_held_out_document_says_that_it_is_held_out(example: Example) -> None:
+    row = next((row for row in example.pool if row["reason"] == "holdout"), None)
+    assert row is not None
+
+    (answer,) = why(example.manifest, str(row["row"]), None, None)
+
+    assert f"    row {json.loads(row['evidence'])['row']} is held out\n" in answer
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "shown"),
+    [
+        ("a b", "a b", ["the text of row 7, character by character"]),
+        ("A, b c", "a b  c", ["the 3 words of row 7; as written they part at character 0:", "here   “A, b c”", "there  “a b c”"]),
+        ("x y z", "x y z w", ["longest passage in both: 3 words, from word 1 of 3 here and word 1 of 4", "part at word 4:", "here   (the text ends here)", "there  “w”"]),
+        ("q \x1b[31m r s t", "r s t", ["3 words, from word 3 of 5 here and word 1 of 3", "“r s t”", "here   “q \\x1b[31m r s t”"]),
+    ],
+)  # fmt: skip
+def test_compared_texts_show_what_is_shared_and_where_they_part(here: str, there: str, shown: list[str]) -> None:
+    found = "\n".join(compared(here, there, 7))
+
+    for part in shown:
+        assert part in found
+    assert "\x1b" not in found

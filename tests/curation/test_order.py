@@ -42,7 +42,8 @@ def test_stage_ordered_by_a_column_or_signal_reads_its_documents_by_value(tmp_pa
         quarter = len(seen) // 4
         first, last = sum(seen[:quarter]) / quarter, sum(seen[-quarter:]) / quarter
         spread = max(seen) - min(seen)
-        assert (first - last > spread / 4) is ordered
+        # In order .73 of the spread; packing alone, which takes long documents first, makes .28 of it in so small a component.
+        assert (first - last > spread / 2) is ordered
 
 
 @pytest.mark.parametrize(

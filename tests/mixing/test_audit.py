@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -13,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from damage import failed, header_of, rewrite, sign, sign_files, table_of
 from manifests import small_manifest
 
 from mixing.audit import verify
 from mixing.audit_plan import _unique_tokens
 from mixing.findings import Finding
-from mixing.manifest import canonical_json, content_digest
+from mixing.manifest import canonical_json
 
 
 @pytest.fixture(scope="module")
@@ -30,55 +30,6 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(sound: Path, tmp_path: Path) -> Path:
     shutil.copytree(sound, tmp_path / "small")
     return tmp_path / "small"
-
-
-def header_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "manifest.json").read_text())
-
-
-def table_of(file: Path) -> pa.Table:
-    return pq.read_table(file) if file.suffix == ".parquet" else pa.ipc.open_file(pa.BufferReader(file.read_bytes())).read_all()
-
-
-def rewrite(folder: Path, path: str, change: Callable[[dict[str, list[Any]]], object]) -> None:
-    """Change the columns of one file in place, as lists."""
-    table = table_of(folder / path)
-    columns = table.to_pydict()
-    change(columns)
-    table = pa.table(columns, schema=table.schema)
-    if path.endswith(".parquet"):
-        pq.write_table(table, folder / path)
-        return
-    with pa.OSFile(str(folder / path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_batch(table.combine_chunks().to_batches()[0])
-
-
-def sign(folder: Path, change: Callable[[dict[str, Any]], object] = lambda header: None) -> None:
-    """Make header and files.json agree with the files again, so that only the planted damage is left."""
-    header = header_of(folder)
-    for entry in header["files"]:
-        file = folder / entry["path"]
-        if "rows" in entry:
-            entry |= {"rows": table_of(file).num_rows, "digest": content_digest(table_of(file))}
-        else:
-            entry["digest"] = hashlib.sha256(file.read_bytes()).hexdigest()
-    change(header)
-    header["recipe_sha256"] = hashlib.sha256(canonical_json(header["recipe"]).encode()).hexdigest()
-    (folder / "manifest.json").write_text(canonical_json(header))
-    sign_files(folder)
-
-
-def sign_files(folder: Path) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "files.json")
-    entries = [
-        {"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        for path in files
-    ]
-    (folder / "files.json").write_text(canonical_json(entries))
-
-
-def failed(folder: Path) -> set[str]:
-    return {finding.check for finding in verify(folder) if not finding.ok}
 
 
 def test_verify_sound_manifest_has_no_failure_and_names_each_check_once(sound: Path) -> None:
@@ -146,7 +97,7 @@ def test_verify_missing_and_strange_files_are_named(folder: Path) -> None:
             "stage adapt, domain: realised is asked, and every count is true",
         ),
         (
-            lambda h: h["stages"][0]["components"]["domain"].update(cut_to_fill=0),
+            lambda h: h["stages"][0]["components"]["domain"].update(cut_to_fill=99),
             "stage adapt, domain: realised is asked, and every count is true",
         ),
         (

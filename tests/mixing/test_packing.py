@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixing import packing
 from mixing.packing import Packed, Pieces, interleave, pack
 
 SIZES = st.one_of(st.integers(1, 8), st.integers(1, 100), st.integers(100, 2500))
@@ -92,6 +91,33 @@ def test_pack_cut_serves_two_sequences_where_it_can() -> None:
     assert (packed.cut_to_fill, len(packed.first_span)) == (1, 2)
 
 
+def test_pack_piece_that_leaves_a_hole_gives_way_to_two_that_fill_it() -> None:
+    # After 10 the longest that fits is 60, and nothing fits the 30 left; 50 and 40 do, and leave 60 and 40 for the next sequence.
+    packed = pack(pieces_of([10, 60, 50, 40, 40]), 100, 1, np.zeros(5, np.uint8))
+    assert (packed.cut_to_fill, len(packed.first_span)) == (0, 2)
+
+
+def test_pack_pieces_that_leave_a_hole_give_way_to_more_of_equal_lengths() -> None:
+    packed = pack(pieces_of([10, 60, 25, 30, 30, 30, 15]), 100, 1, np.zeros(7, np.uint8))
+    assert (packed.cut_to_fill, len(packed.first_span)) == (0, 2)
+
+
+def test_pack_hole_takes_the_long_document_that_needs_no_further_cut_for_it() -> None:
+    # 152 = 24 + 64 + 64 fills the hole beside 40 and is cut twice, as it must be; 178 would be cut three times.
+    packed = pack(pieces_of([40, 178, 152, 14]), 64, 1, np.zeros(4, np.uint8))
+    assert sequences_of(packed)[0] == [(0, 0, 0, 40), (2, 0, 0, 24)]
+    assert packed.cut_long + packed.cut_to_fill == 2 + 2
+
+
+def test_pack_real_like_lengths_at_full_sequences_cuts_little_more_than_it_must() -> None:
+    random = np.random.default_rng(1)
+    lengths = np.maximum(1, random.lognormal(6.5, 1.0, 5000)).astype(np.int64)
+    packed = pack(pieces_of_many(lengths), 2048, 0.99, np.zeros(5000, np.uint8))
+    chunk_cuts = len(np.setdiff1d(np.arange(2048, int(lengths.sum()), 2048), np.cumsum(lengths)))
+    avoidable = packed.cut_long + packed.cut_to_fill - int(((lengths - 1) // 2048).sum())
+    assert avoidable < 0.05 * chunk_cuts
+
+
 def test_pack_one_document_of_fifty_sequences_is_cut_forty_nine_times() -> None:
     packed = pack(pieces_of([50 * 64]), 64, 0.99, np.zeros(1, np.uint8))
     assert (packed.cut_long, packed.cut_to_fill, len(packed.first_span)) == (49, 0, 50)
@@ -110,10 +136,10 @@ def pieces_of_many(lengths: np.ndarray) -> Pieces:
     return Pieces(np.arange(len(lengths), dtype=np.uint32), zeros, lengths.astype(np.uint32), zeros.astype(np.uint16))
 
 
-def test_pack_more_documents_than_the_window_none_waits_longer_than_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "WINDOW", 16)
-    lengths = np.random.default_rng(2).integers(1, 60, 3000)
-    packed = pack(pieces_of_many(lengths), 64, 0.9, np.zeros(3000, np.uint8))
+@pytest.mark.parametrize("most", [20, 60, 150])
+def test_pack_more_documents_than_the_window_none_waits_longer_than_it(most: int) -> None:
+    lengths = np.random.default_rng(2).integers(1, most, 3000)
+    packed = pack(pieces_of_many(lengths), 64, 0.9, np.zeros(3000, np.uint8), window=16)
     sequence = np.repeat(np.arange(len(packed.first_span)), np.diff(packed.first_span, append=len(packed.spans.document)))
     first = np.full(3000, len(packed.first_span))
     np.minimum.at(first, packed.spans.document, sequence)

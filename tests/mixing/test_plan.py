@@ -119,9 +119,7 @@ def short_components(mixture: Mixture, documents: Documents) -> dict[str, int]:
     for index, name in enumerate(mixture.components):
         asked = 0
         for stage in mixture.stages:
-            exact = {
-                n: Fraction(str(stage.weights[n])) for n in mixture.components if n in stage.weights
-            }  # equal remainders go in this order
+            exact = {n: Fraction(str(stage.weights[n])) for n in mixture.components if n in stage.weights}
             parts = {n: round(w * 10**9 / sum(exact.values())) for n, w in exact.items()}
             whole = {n: stage.tokens * p // sum(parts.values()) for n, p in parts.items()}
             spare = stage.tokens - sum(whole.values())
@@ -180,6 +178,16 @@ def test_plan_component_without_documents_is_a_shortage() -> None:
         plan(mixture_of(2, [{"name": "only", "tokens": 100, "weights": {"c0": 1, "c1": 1}}]), documents_of([[90], []]), 1)
 
 
+def test_plan_weights_named_in_another_order_are_the_same_plan() -> None:
+    documents = documents_of([[30] * 4, [30] * 4])
+    stages = [[{"name": "only", "tokens": 75, "weights": dict(weights)}] for weights in ([("c0", 1), ("c1", 1)], [("c1", 1), ("c0", 1)])]
+
+    one, other = (plan(mixture_of(2, stage), documents, 17) for stage in stages)
+
+    assert one.header() == other.header()
+    assert [part["asked_tokens"] for part in one.header()["stages"][0]["components"].values()] == [38, 37]
+
+
 def test_plan_documents_without_tokens_or_component_are_never_planned() -> None:
     documents = documents_of([[30, 0, 30], [50]])
     documents.component[documents.component == 1] = 65535
@@ -215,7 +223,7 @@ def test_plan_fixed_documents_reproduces_its_golden_digest() -> None:
     planned = plan(mixture_of(3, stages, max_epochs=2, sequence_length=128), documents, 17)
     columns = ("component", "first_span", "document", "start", "length", "epoch")
     found = [content_digest(pa.table({name: [getattr(stage, name)] for name in columns}))[:16] for stage in planned.stages]
-    assert found == ["340e912e3d2eea17", "095e6ca8a4f7ee1a", "b6806bd95d279fbb"]
+    assert found == ["52e71ca4b8b455eb", "6ebed6fc729fb265", "100d7d93ce173c6a"]
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_writer_what_a_killed_build_left_is_cleared(tmp_path: Path) -> None:
 
 
 def test_writer_two_builds_of_one_target_the_second_is_refused(tmp_path: Path) -> None:
-    with ManifestWriter(tmp_path / "tiny", "uint16"), pytest.raises(UserError, match="another build is writing this manifest"):
+    with ManifestWriter(tmp_path / "tiny", "uint16"), pytest.raises(UserError, match="another process is writing it"):
         write_tiny(tmp_path / "tiny")
 
 

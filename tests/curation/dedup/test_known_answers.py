@@ -8,19 +8,15 @@ candidate is verified, a false positive costs time and not a document, so bands 
 from __future__ import annotations
 
 import hashlib
-import pickle
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import datasketch
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pytest
 from datasketch.lsh import _optimal_param
+from duplicates import Listed, serial
 
 from curation.dedup.banding import Banding, banding
 from curation.dedup.exact import exact_duplicates
@@ -30,34 +26,13 @@ from curation.dedup.near import near_duplicates
 SYLLABLES = ["ba", "ce", "di", "fo", "gu", "la", "me", "ni", "po", "qua", "re", "sti", "tor", "ux", "vel", "zin"]
 
 
-@dataclass(frozen=True)
-class Listed:
-    """One shard held in memory; row = position."""
-
-    texts_in_order: tuple[str, ...]
-    name: str = "listed"
-
-    def rows(self) -> npt.NDArray[np.uint64]:
-        return np.arange(len(self.texts_in_order), dtype=np.uint64)
-
-    def signatures(self) -> npt.NDArray[np.uint32]:
-        return signatures(pa.array(self.texts_in_order, pa.large_string()))
-
-    def contents(self) -> npt.NDArray[np.uint64]:
-        digests = b"".join(hashlib.md5(text.encode()).digest() for text in self.texts_in_order)
-        return np.frombuffer(digests, np.uint64).reshape(-1, 2)
-
-    def texts(self, positions: npt.NDArray[np.int64]) -> pa.LargeStringArray:
-        return pa.array([self.texts_in_order[i] for i in positions], pa.large_string())
-
-
-def serial(function: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> list[Any]:
-    return [function(*pickle.loads(pickle.dumps(each))) for each in arguments]
+def listed(texts: list[str]) -> Listed:
+    return Listed("listed", tuple(enumerate(texts)))
 
 
 def near(texts: list[str], threshold: float, scratch: Path) -> dict[int, int]:
     """Of each removed row, its survivor."""
-    [path] = near_duplicates([Listed(tuple(texts))], MinhashConfig(threshold=threshold), scratch, serial)
+    [path] = near_duplicates([listed(texts)], MinhashConfig(threshold=threshold), scratch, serial)
     return {position: survivor for position, survivor, _ in np.load(path).tolist()}
 
 
@@ -101,7 +76,7 @@ def test_signatures_datatroves_text_reversed_from_a_place_on_estimates_what_is_l
 
 def test_exact_duplicates_datatroves_priority_is_the_lowest_row(tmp_path: Path) -> None:
     texts = ["to be", "to be", "or not", "or not to be", "or not"]
-    [path] = exact_duplicates([Listed(tuple(texts))], tmp_path, serial)
+    [path] = exact_duplicates([listed(texts)], tmp_path, serial)
     assert np.load(path).tolist() == [(1, 0, 1.0), (4, 2, 1.0)]
 
 
