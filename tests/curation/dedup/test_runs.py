@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from duplicates import Listed, serial
 
+from curation.dedup.ranks import rank
 from curation.dedup.runs import END, gather, ranges, write_run
 
 FILES = 300
@@ -38,6 +41,19 @@ def test_gather_from_more_runs_than_files_may_be_open_holds_all_of_them(tmp_path
     found = np.concatenate(parts, axis=1)
     expected = np.stack([keys.ravel(), rows.ravel()])
     assert np.array_equal(found[:, np.argsort(found[1])], expected)
+
+
+@pytest.mark.usefixtures("few_descriptors")
+@pytest.mark.parametrize("range_bytes", [200, 1 << 20])
+def test_rank_of_more_shards_than_files_may_be_open_is_that_of_all(tmp_path: Path, range_bytes: int) -> None:
+    shards = [Listed(f"shard-{row}", ((row, ""),)) for row in range(FILES)]
+    ranks = rank(shards, [0] * FILES, last_row_first, tmp_path / "ranks", serial, range_bytes)
+    assert [int(np.load(path)[0]) for path in ranks.shards] == list(range(FILES))[::-1]
+    assert (len(ranks.parts) > 4) == (range_bytes == 200)
+
+
+def last_row_first(shard: Listed) -> npt.NDArray[np.float64]:
+    return -shard.rows().astype(np.float64)
 
 
 def test_gather_from_no_runs_or_an_empty_range_is_empty(tmp_path: Path) -> None:
