@@ -121,16 +121,17 @@ def _write_keys(shard: Shard, number: int, keys: Callable[[Any], Keys], path: Pa
 
 def _cuts(paths: Sequence[Path], range_bytes: int) -> list[Bound]:
     """Pairs (key, row) between ranges of about `range_bytes` of all runs together: quantiles of evenly spaced samples."""
-    runs = [found for found in map(open_run, paths) if found.shape[1]]
-    parts = -(-sum(found.nbytes for found in runs) // range_bytes)
+    shapes = [open_run(path).shape for path in paths]
+    parts = -(-sum(8 * columns * length for columns, length in shapes) // range_bytes)
     if parts <= 1:
         return []
-    total = sum(found.shape[1] for found in runs)
+    total = sum(length for _, length in shapes)
     samples, weights = [], []
-    for found in runs:
-        count = min(found.shape[1], max(_SAMPLES, parts * 8 * found.shape[1] // total))
-        samples.append(found[:2, np.linspace(0, found.shape[1] - 1, count).astype(np.int64)])
-        weights.append(np.full(count, found.shape[1] / count))
+    for path, (_, length) in zip(paths, shapes, strict=True):
+        if length:
+            count = min(length, max(_SAMPLES, parts * 8 * length // total))
+            samples.append(open_run(path)[:2, np.linspace(0, length - 1, count).astype(np.int64)])
+            weights.append(np.full(count, length / count))
     keys, rows = np.concatenate(samples, axis=1)
     order = np.lexsort((rows, keys))
     weight = np.cumsum(np.concatenate(weights)[order])
@@ -146,10 +147,16 @@ def _before(found: Hashes, bound: Bound) -> int:
 
 def _write_part(paths: Sequence[Path], low: Bound | None, high: Bound | None, path: Path) -> Path:
     """Task: (row, place) of the documents of one range, in order."""
-    pieces = [np.empty((3, 0), np.uint64)]
-    for found in map(open_run, paths):
-        pieces.append(found[:, 0 if low is None else _before(found, low) : found.shape[1] if high is None else _before(found, high)])
-    keys, rows, places = np.concatenate(pieces, axis=1)
+    spans = []
+    for one in paths:
+        found = open_run(one)
+        spans.append((0 if low is None else _before(found, low), found.shape[1] if high is None else _before(found, high)))
+    gathered = np.empty((3, sum(end - first for first, end in spans)), np.uint64)
+    at = 0
+    for one, (first, end) in zip(paths, spans, strict=True):  # a mapped run keeps a file open, see `runs.gather`
+        gathered[:, at : at + end - first] = open_run(one)[:, first:end]
+        at += end - first
+    keys, rows, places = gathered
     order = np.lexsort((rows, keys))
     np.save(path, np.stack([rows[order], places[order]]))
     return path

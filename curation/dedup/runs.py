@@ -67,16 +67,18 @@ def ranges(paths: Sequence[Path], range_bytes: int = RANGE_BYTES) -> list[Range]
 
     Boundaries are quantiles of evenly spaced samples; equal values are never parted, so one value may make a range larger.
     """
-    runs = [run for run in map(open_run, paths) if run.shape[1]]
-    parts = -(-sum(run.nbytes for run in runs) // range_bytes)
+    shapes = [open_run(path).shape for path in paths]
+    lengths = [length for _, length in shapes]
+    parts = -(-sum(8 * columns * length for columns, length in shapes) // range_bytes)
     if parts <= 1:
         return [(0, END)]
-    total = sum(run.shape[1] for run in runs)
+    total = sum(lengths)
     samples, weights = [], []
-    for run in runs:
-        count = min(run.shape[1], max(_SAMPLES, parts * 8 * run.shape[1] // total))
-        samples.append(run[0, np.linspace(0, run.shape[1] - 1, count).astype(np.int64)])
-        weights.append(np.full(count, run.shape[1] / count))
+    for path, length in zip(paths, lengths, strict=True):
+        if length:
+            count = min(length, max(_SAMPLES, parts * 8 * length // total))
+            samples.append(open_run(path)[0, np.linspace(0, length - 1, count).astype(np.int64)])
+            weights.append(np.full(count, length / count))
     values = np.concatenate(samples)
     order = np.argsort(values)
     weight = np.cumsum(np.concatenate(weights)[order])
@@ -87,14 +89,19 @@ def ranges(paths: Sequence[Path], range_bytes: int = RANGE_BYTES) -> list[Range]
 
 def gather(paths: Sequence[Path], low: int, high: int, columns: int) -> Hashes:
     """u64[columns, n]: what lies in low <= first column < high in all runs together, in no order."""
-    found = [np.empty((columns, 0), np.uint64)]
+    spans = []
     for path in paths:
         run = open_run(path)
         first = int(np.searchsorted(run[0], np.uint64(low)))
         last = run.shape[1] if high >= END else int(np.searchsorted(run[0], np.uint64(high)))
         if last > first:
-            found.append(run[:, first:last])
-    return np.concatenate(found, axis=1)
+            spans.append((path, first, last))
+    found = np.empty((columns, sum(last - first for _, first, last in spans)), np.uint64)
+    at = 0
+    for path, first, last in spans:  # a mapped run keeps a file open, and there may be more of them than a process may have
+        found[:, at : at + last - first] = open_run(path)[:, first:last]
+        at += last - first
+    return found
 
 
 def write_decisions(shard: Shard, runs: Sequence[Path], path: Path) -> Path:

@@ -24,12 +24,6 @@ from curation.dedup.rare import count_shingles, lists_of, no_counts, prefix_leng
 from curation.dedup.runs import Shard
 from curation.words import mix64_python
 
-LOREM = (
-    "Lorem ipsum dolor sit amet consectetur adipiscing elit sed do eiusmod tempor incididunt ut labore et dolore magna aliqua Ut enim ad minim "
-    "veniam quis nostrud exercitation ullamco laboris nisi ut aliquip ex ea commodo consequat Duis aute irure dolor in reprehenderit in voluptate "
-    "velit esse cillum dolore eu fugiat nulla pariatur Excepteur sint occaecat cupidatat non proident sunt in culpa qui officia deserunt mollit"
-)
-
 
 def near(
     texts: Sequence[str], threshold: float, *, shards: int = 3, seed: int = 0, range_bytes: int = 1 << 26
@@ -87,18 +81,6 @@ def test_near_duplicates_survivor_is_most_similar_then_lowest_row() -> None:
     twins = [" ".join(["l0", *base[1:-1]]), " ".join([*base[1:-1], "r0"]), " ".join(base[1:-1])]
     found, _ = near(twins, 0.98)
     assert found[2] == (0, 98 / 99)
-
-
-def test_near_duplicates_windows_of_one_text_leave_one_of_each_cluster() -> None:
-    rng = random.Random(3)
-    lorem = " ".join(" ".join(rng.sample(LOREM.split(), 50)) for _ in range(20))
-    clusters = [[0, 20, 50], [400, 420], [800, 820, 840, 860], [1205, 1225, 1245], [1600], [2000]]
-    texts = [lorem[at : at + 400] for starts in clusters for at in starts]
-    found, _ = near(texts, 0.5)
-    group = [i for i, starts in enumerate(clusters) for _ in starts]
-    kept = [row for row in range(len(texts)) if row not in found]
-    assert [group[row] for row in kept] == [0, 1, 2, 3, 4, 5]
-    assert all(group[row] == group[survivor] for row, (survivor, _) in found.items())
 
 
 def test_near_duplicates_short_wordless_and_chinese_texts_follow_the_definition() -> None:
