@@ -30,7 +30,7 @@ from curation.engine import Engine
 from curation.ranking import order_key
 from curation.work import Work, key_of, write_json
 
-NEAR_VERSION = "1"
+NEAR_VERSION = "2"
 
 
 DEDUP: dict[str, type[ExactConfig] | type[MinhashConfig]] = {"exact": ExactConfig, "minhash": MinhashConfig}

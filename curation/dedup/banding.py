@@ -28,7 +28,7 @@ from curation.words import Bytes, Hashes, Offsets, kernel
 
 RECALL = 0.995
 SMALL = 32
-FIRST_LEADERS = 8
+FIRST_LEADERS = 4
 LARGE = 128
 LAST_WAVE = 6  # of a band's bucket: it is crowded if it is still large then
 MOST_LEADERS = 10_000
