@@ -50,7 +50,7 @@ def one_run(file: Path, tokens: float, length: int) -> None:
     task = json.loads(file.read_text())
     weights = task["weights"]
     names = [f"c{k}" for k in range(len(weights))]
-    warm = resampled(task["lengths"], weights, 1e6)
+    warm = resampled(task["lengths"], weights, 4e6)
     plan(mixture(names, weights, length, int(1e6)), warm, 1)  # compiled before the clock starts
     idle = peak()
     documents = resampled(task["lengths"], weights, tokens)
