@@ -288,7 +288,11 @@ def check_order(mixture: Mixture, schema: pa.Schema) -> None:
 
 def _check_by(where: str, by: str, schema: pa.Schema) -> None:
     """`by` must be a number, so that ranking it means something."""
-    if rules.parse(f"{by} IS NOT NULL", where, schema).reads != [by]:
+    try:
+        reads = rules.parse(f"{by} IS NOT NULL", where, schema).reads
+    except UserError as error:
+        raise UserError(str(error).replace(f"{by} IS NOT NULL", by)) from None
+    if reads != [by]:
         raise UserError(
             f"{where}: found {by!r}; accepted: the name of a column or signal, or of one of its values, as in words.mean_length"
         )
