@@ -50,7 +50,7 @@ def test_stage_ordered_by_a_column_or_signal_reads_its_documents_by_value(tmp_pa
     ("by", "message"),
     [
         ("source", r"mixture.stages\[0\].order.by: 'source' is large_string; accepted: a number"),
-        ("nowhere", "nowhere"),
+        ("nowhere", "order.by: .nowhere. names .nowhere., which is no column here"),
         ("bytes + 1", "found 'bytes \\+ 1'"),
     ],
 )
