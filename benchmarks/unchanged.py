@@ -1,6 +1,6 @@
 """How long does a build take that has nothing to do?
 
-    python benchmarks/unchanged.py --files 1000
+    python benchmarks/unchanged.py TOKENIZER --files 1000
 
 Writes so many small files of JSON Lines, cuts them one shard a file (by setting the limit under which files are read together to nothing), builds once, and times: the second
 build in this process, a bare `os.stat` of all input files, and the second build as a command, which also loads Python and its libraries. Medians of 7, interleaved.
