@@ -21,7 +21,8 @@ from curation import rules
 from curation.components import assign, predicates
 from curation.corpus import Corpus, Positions, Shard, chunkless, read_sidecar, sidecar_path
 from curation.engine import Engine
-from curation.steps import ALIVE, Add, Keep, State, Step, Top, fate_of, frame, numbers, signal_values, start
+from curation.ranking import lots
+from curation.steps import ALIVE, Add, Keep, State, Step, Top, contents, fate_of, frame, numbers, signal_values, start
 from curation.tokenized import TokenIds, tokenize
 from mixing.draws import Documents
 from mixing.manifest import NO_COMPONENT, Holdout, canonical_json
@@ -218,6 +219,8 @@ class Reasons:
             return [found or "" for found in _survivors(shard, state.holdout, positions, state)]
         step = self.steps[fate // 2]
         if isinstance(step, Top):
+            if step.config.by is None:
+                return [canonical_json({"value": lot}) for lot in lots(contents(shard, positions), step.seed).tolist()]
             reads = [step.config.by]
         else:
             assert isinstance(step, Keep)

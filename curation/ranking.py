@@ -1,4 +1,4 @@
-"""Where a ranking of all documents is cut, without ever holding all of them.
+"""`top`: where a ranking of all documents is cut, without ever holding all of them.
 
 Each shard saves the sort keys of its documents in order, with the running total of their costs. The place of the cut is then found by halving: a key's rank over the corpus
 is a sum of one look-up a shard, and only the documents that tie at the cut are put in order of their rows. What comes out is a key and a row, so that taking the top is
@@ -9,17 +9,72 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mixing.strategies.shares import TokenCount
 
 Keys = npt.NDArray[np.float64]
+
+
+class TopConfig(BaseModel):
+    """The best documents by a signal, until a budget is reached: `tokens`, `documents`, or a `share` of the documents ranked. A smaller budget takes a part of what a larger one
+    takes; `order: random` is the control that any ranking has to beat."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    by: str | None = Field(
+        None, description="a numeric signal or column, `words.mean_length` for one of several values; none for a random order"
+    )
+    order: Literal["ascending", "descending", "random"] = Field(
+        description="ascending keeps the lowest values; random draws by content, so that equal texts are drawn together"
+    )
+    where: str | None = Field(None, description="a rule; documents outside it pass untouched")
+    tokens: TokenCount | None = None
+    documents: TokenCount | None = None
+    share: float | None = Field(None, gt=0, le=1)
+    no_worse_than: float | None = Field(
+        None, allow_inf_nan=False, description="documents with a value beyond this are not taken, even if the budget is not used up"
+    )
+    seed: int | None = Field(None, ge=0, lt=2**64, description="of a random order; the recipe's if not given")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> TopConfig:
+        if sum(budget is not None for budget in (self.tokens, self.documents, self.share)) != 1:
+            raise ValueError("give exactly one of tokens, documents, share")
+        if self.order == "random" and (self.by is not None or self.no_worse_than is not None):
+            raise ValueError("a random order has no `by` and no `no_worse_than`")
+        if self.order != "random" and (self.by is None or self.seed is not None):
+            raise ValueError("give `by`, and a `seed` only with `order: random`")
+        return self
+
+    @property
+    def worst(self) -> float:
+        """The largest sort key that may be taken."""
+        if self.no_worse_than is None:
+            return float("inf")
+        return float(order_key(np.array([self.no_worse_than]), self.order)[0])
+
+    @property
+    def told(self) -> str:
+        """What the progress says."""
+        return "rank at random" if self.by is None else f"rank by {self.by}"
 
 
 def order_key(values: Keys, order: str) -> Keys:
     """Values as sort keys, lowest first."""
     return values + 0.0 if order == "ascending" else -values + 0.0
+
+
+def lots(contents: list[bytes], seed: int) -> Keys:
+    """A number in [0, 1) for each content hash: xxh3-64 over "top", the seed (u64, little-endian) and the content. Equal texts draw the same."""
+    salt = b"top" + seed.to_bytes(8, "little")
+    drawn = np.array([xxhash.xxh3_64_intdigest(salt + content) >> 11 for content in contents], np.float64)
+    return drawn * 2.0**-53
 
 
 class Cut(NamedTuple):

@@ -27,10 +27,11 @@ from curation.finding import hash_files, locate
 from curation.holdout import HOLDOUT_VERSION, HoldoutConfig
 from curation.live import DEDUP, NEAR_VERSION
 from curation.models import resolve_references, spelled_config
+from curation.ranking import TopConfig
 from curation.remote import on_disk
 from curation.signals import SIGNALS
 from curation.sources import ARROW_TYPES, SHARD_VERSION, Source, SourceConfig, resolve
-from curation.steps import Add, Keep, Step, Top, TopConfig, rule_schema
+from curation.steps import Add, Keep, Step, Top, rule_schema
 from curation.tokens import ResolvedTokenizer, TokenizerConfig
 from curation.tokens import resolve as resolve_tokenizer
 from curation.work import Digests, key_of
@@ -259,8 +260,9 @@ def _steps(recipe: Recipe, columns: dict[str, pa.DataType], folder: Path, run: R
             schema = rule_schema(columns, signals)
             if config.top.where is not None:
                 rules.parse(config.top.where, f"{where}.top.where", schema)
-            _check_by(f"{where}.top.by", config.top.by, schema)
-            steps.append(Top(index, config.top))
+            if config.top.by is not None:
+                _check_by(f"{where}.top.by", config.top.by, schema)
+            steps.append(Top(index, config.top, recipe.seed if config.top.seed is None else config.top.seed))
     return steps
 
 

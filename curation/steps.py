@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel
 
 from curation import rules
 from curation.corpus import Corpus, Mask, Positions, Shard, fill_sidecar, read_sidecar, sidecar_path
@@ -31,35 +31,15 @@ from curation.live import DEDUP, LiveShard, Priority, find_duplicates, report_of
 from curation.losses import ALIVE as ALIVE
 from curation.losses import Copies, Dropped, Loss, Removal, gone, guard, losses, survivors_of, told, within
 from curation.models import Ground, Model, Referenced, spelled_config, train
-from curation.ranking import Cut, Ranked, find_cut, order_key
+from curation.ranking import Cut, Ranked, TopConfig, find_cut, lots, order_key
 from curation.signals import SIGNALS
 from curation.tokenized import tokenize
 from curation.tokens import ResolvedTokenizer
 from curation.work import Work, key_of
 from mixing.manifest import canonical_json
-from mixing.strategies.shares import TokenCount
 
 GIVEN_UP = "because more than 10,000 documents that stay share one rare shingle; some near-duplicates among them may have stayed"
 Fates = npt.NDArray[np.uint16]
-
-
-class TopConfig(BaseModel):
-    """The best documents by a signal, until a budget is reached: `tokens`, `documents`, or a `share` of the documents ranked."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    by: str = Field(description="a numeric signal or column, `words.mean_length` for one of several values")
-    order: Literal["ascending", "descending"] = Field(description="ascending keeps the lowest values")
-    where: str | None = Field(None, description="a rule; documents outside it pass untouched")
-    tokens: TokenCount | None = None
-    documents: TokenCount | None = None
-    share: float | None = Field(None, gt=0, le=1)
-
-    @model_validator(mode="after")
-    def _one_budget(self) -> TopConfig:
-        if sum(budget is not None for budget in (self.tokens, self.documents, self.share)) != 1:
-            raise ValueError("give exactly one of tokens, documents, share")
-        return self
 
 
 @dataclass(frozen=True)
@@ -88,10 +68,11 @@ class Keep:
 
 @dataclass(frozen=True)
 class Top:
-    """`top: {…}`; `cut` is set once the whole corpus has been ranked."""
+    """`top: {…}`; `cut` is set once the whole corpus has been ranked. `seed` is that of a random order."""
 
     index: int
     config: TopConfig
+    seed: int = 0
     cut: Cut | None = None
 
     @property
@@ -179,8 +160,16 @@ def identities(shard: Shard, name: str, positions: Positions) -> list[str | None
     """The key, content hash or origin of documents, as text."""
     if name == "origin":
         return list(shard.origins(positions))
-    values = shard.read([name])[name].take(pa.array(positions)).to_pylist()
-    return [one.hex() for one in values] if name == "content" else values
+    if name == "content":
+        return [content.hex() for content in contents(shard, positions)]
+    keys: list[str | None] = shard.read([name])[name].take(pa.array(positions)).to_pylist()
+    return keys
+
+
+def contents(shard: Shard, positions: Positions) -> list[bytes]:
+    """The content hashes of documents, 16 bytes each."""
+    found: list[bytes] = shard.read(["content"])["content"].take(pa.array(positions)).to_pylist()
+    return found
 
 
 def signal_values(shard: Shard, name: str, state: State) -> pa.Array:
@@ -268,7 +257,7 @@ def _take_top(shard: Shard, step: Top, fates: Fates, positions: Positions, state
     positions, keys, valued = ranked_values(shard, step, positions, state)
     fates[positions[~valued]] = fate_of(step.index, no_value=True)
     positions, keys = positions[valued], keys[valued]
-    fates[positions[~step.cut.keeps(keys, shard.rows()[positions])]] = fate_of(step.index)
+    fates[positions[(keys > step.config.worst) | ~step.cut.keeps(keys, shard.rows()[positions])]] = fate_of(step.index)
 
 
 def ranked_values(shard: Shard, step: Top, positions: Positions, state: State) -> tuple[Positions, npt.NDArray[np.float64], Mask]:
@@ -277,6 +266,8 @@ def ranked_values(shard: Shard, step: Top, positions: Positions, state: State) -
     if config.where is not None:
         rule = rules.parse(config.where, f"steps[{step.index}].top.where", state.schema())
         positions = positions[rule.decide(frame(shard, rule.columns, positions, state))[0]]
+    if config.by is None:
+        return positions, lots(contents(shard, positions), step.seed), np.ones(len(positions), np.bool_)
     values = numbers(shard, config.by, positions, state)
     return positions, order_key(np.nan_to_num(values), config.order), ~np.isnan(values)
 
@@ -361,7 +352,7 @@ def decide(steps: list[Step], ground: Ground, state: State, engine: Engine) -> D
             alive = sum(int(np.load(one.mask).sum()) for one in live)
             decided.computed[step.name], decided.remembered[step.name] = anew, alive - anew
         elif isinstance(step, Top):
-            ranked = engine.map(rank, [(shard, step, decided.state) for shard in corpus.shards], f"rank by {step.config.by}")
+            ranked = engine.map(rank, [(shard, step, decided.state) for shard in corpus.shards], step.config.told)
             stretch.append(replace(step, cut=find_cut(ranked, step.config.tokens, step.config.documents, step.config.share)))
         else:
             stretch.append(step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache, partial
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 from manifests import small_tokenizer
 from recipes import built, pool_of, recipe, text_of, write_records
 from tokenizers import Tokenizer
@@ -18,6 +20,7 @@ from tokenizers import Tokenizer
 from curation import corpus as corpus_module
 from curation import sources
 from curation.sources import cut
+from mixing import UserError
 from mixing.manifest import canonical_json
 
 Row = dict[str, Any]
@@ -164,6 +167,70 @@ def test_random_steps_decide_as_a_plain_interpreter_does_whatever_is_remembered(
             assert dropped["rule"] in (steps[index].get("keep"), f"top: {canonical_json(steps[index].get('top'))}")
             same = [one for one in source["dropped"] if one["rule"] == dropped["rule"]]
             assert sum(one["documents"] for one in same) == sum(row["reason"] in reasons for row in found if row["source"] == name)
+
+
+def kept_by(top: dict[str, Any], written: tuple[Path, list[Row]], out: Path) -> dict[int, Row]:
+    built(written[0], recipe(sources=SOURCES, steps=[{"top": top}], holdout=None, mixture=MIXTURE), out)
+    return {row["row"]: row for row in pool_of(out)}
+
+
+def chosen(pool: dict[int, Row]) -> set[int]:
+    return {number for number, row in pool.items() if row["decision"] == "kept"}
+
+
+@pytest.mark.parametrize("order", [{"order": "random"}, {"by": "bytes", "order": "descending"}])
+def test_top_with_a_larger_budget_keeps_what_a_smaller_one_kept(written: tuple[Path, list[Row]], tmp_path: Path, order: Row) -> None:
+    shares = [chosen(kept_by({**order, "share": share}, written, tmp_path / str(share))) for share in (0.3, 0.5, 0.9)]
+    tokens = chosen(kept_by({**order, "tokens": 4000}, written, tmp_path / "tokens"))
+    documents = chosen(kept_by({**order, "documents": 60}, written, tmp_path / "documents"))
+
+    assert [len(kept) for kept in shares] == [36, 60, 108]
+    assert shares[0] < shares[1] < shares[2]
+    assert documents == shares[1]
+    assert tokens <= documents or documents <= tokens
+
+
+def test_top_in_random_order_is_drawn_by_content_and_seed(written: tuple[Path, list[Row]], tmp_path: Path) -> None:
+    pool = kept_by({"order": "random", "documents": 40}, written, tmp_path / "one")
+    other = kept_by({"order": "random", "documents": 40, "seed": 99}, written, tmp_path / "other")
+
+    def lot(row: Row, seed: int) -> float:
+        return float((xxhash.xxh3_64_intdigest(b"top" + seed.to_bytes(8, "little") + bytes.fromhex(row["content"])) >> 11) / 2**53)
+
+    for found, seed in ((pool, recipe()["seed"]), (other, 99)):
+        assert chosen(found) == set(sorted(found, key=lambda number: (lot(found[number], seed), number))[:40])
+        for row in found.values():
+            assert row["decision"] == "kept" or json.loads(row["evidence"]) == {"value": lot(row, seed)}
+    assert chosen(pool) != chosen(other)
+
+
+@pytest.mark.parametrize(("order", "limit"), [("ascending", 60), ("descending", 60)])
+def test_top_takes_none_beyond_the_lower_cut_even_if_budget_is_left(
+    written: tuple[Path, list[Row]], tmp_path: Path, order: str, limit: int
+) -> None:
+    pool = kept_by({"by": "bytes", "order": order, "share": 1, "no_worse_than": limit}, written, tmp_path / "all")
+    half = kept_by({"by": "bytes", "order": order, "share": 0.5, "no_worse_than": limit}, written, tmp_path / "half")
+
+    good = {number for number, row in pool.items() if (row["bytes"] <= limit if order == "ascending" else row["bytes"] >= limit)}
+    assert 0 < len(good) < len(pool)
+    assert chosen(pool) == good
+    sign = 1 if order == "ascending" else -1
+    assert chosen(half) == good & set(sorted(pool, key=lambda number: (sign * pool[number]["bytes"], number))[: len(pool) // 2])
+
+
+@pytest.mark.parametrize(
+    ("top", "said"),
+    [
+        ({"order": "random", "by": "bytes", "share": 0.5}, "a random order has no `by`"),
+        ({"order": "random", "no_worse_than": 3, "share": 0.5}, "a random order has no `by` and no `no_worse_than`"),
+        ({"order": "ascending", "share": 0.5}, "give `by`"),
+        ({"order": "ascending", "by": "bytes", "seed": 3, "share": 0.5}, "a `seed` only with `order: random`"),
+        ({"order": "ascending", "by": "bytes", "no_worse_than": float("nan"), "share": 0.5}, "no_worse_than"),
+    ],
+)
+def test_top_that_contradicts_itself_is_refused(written: tuple[Path, list[Row]], tmp_path: Path, top: Row, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        kept_by(top, written, tmp_path / "out")
 
 
 def test_tokens_counted_by_a_top_show_in_the_pool_even_of_those_it_drops(written: tuple[Path, list[Row]], tmp_path: Path) -> None:
