@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from curation.signals import classifier, heuristics, listed, perplexity
+from curation.signals import classifier, heuristics, importance, listed, perplexity, topic
 from curation.signals.reference import ModelFile, Reference, Sample
 
 if TYPE_CHECKING:
@@ -76,5 +76,21 @@ SIGNALS: dict[str, RowSignal[Any]] = {
         references=perplexity.references,
         train=perplexity.train,
         compute=perplexity.compute,
+    ),
+    "importance": RowSignal(
+        config=importance.ImportanceConfig,
+        version=importance.version,
+        fields=importance.fields,
+        references=importance.references,
+        train=importance.train,
+        compute=importance.compute,
+    ),
+    "topic": RowSignal(
+        config=topic.TopicConfig,
+        version=topic.version,
+        fields=topic.fields,
+        references=topic.references,
+        train=topic.train,
+        compute=topic.compute,
     ),
 }
