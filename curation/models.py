@@ -6,12 +6,14 @@ enter too, because references are cleaned like documents and nothing is trained 
 
 from __future__ import annotations
 
+import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -25,12 +27,13 @@ from curation.finding import hash_files, locate
 from curation.formats import ACCEPTED, FORMATS, format_of, readers_of, true_format
 from curation.formats.records import Fields, records_of
 from curation.holdout import draw, held_contents, texts_of
-from curation.remote import Place
-from curation.signals import SIGNALS, Reference, Sample
+from curation.remote import Place, on_disk
+from curation.signals import SIGNALS, ModelFile, Reference, Sample
 from curation.work import Digests, Work, folder_atomic, key_of, sha256_folder
 from mixing import UserError
 
 TEXT = "text"
+METRICS = "metrics.json"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Referenced:
     sample: Sample | None
     spelled: object
     readers: dict[str, str] = field(default_factory=dict)
+    is_model: bool = False
 
 
 def resolve_references(
@@ -56,8 +60,10 @@ def resolve_references(
 
 
 def _resolve(
-    where: str, role: str, reference: Reference, sources: list[str], folder: Path, run: Run, digests: Digests, engine: Engine
+    where: str, role: str, reference: Reference | ModelFile, sources: list[str], folder: Path, run: Run, digests: Digests, engine: Engine
 ) -> Referenced:
+    if isinstance(reference, ModelFile):
+        return _resolve_model(where, role, reference, folder, run, digests, engine)
     if isinstance(reference, Sample):
         if reference.sample not in sources:
             raise UserError(f"{where}: no source '{reference.sample}'; the recipe has: {', '.join(sources)}")
@@ -78,6 +84,25 @@ def _resolve(
     inputs = hash_files(root, paths, digests, engine, f"hash {role}")
     spelled = {"root": name, "pattern": patterns[0], "digest": key_of([one.digest for one in inputs])}
     return Referenced(role, root, paths, None, spelled, readers)
+
+
+def _resolve_model(where: str, role: str, model: ModelFile, folder: Path, run: Run, digests: Digests, engine: Engine) -> Referenced:
+    """A model's file, found, hashed and looked into."""
+    root, name, patterns, paths = locate(where, model.path, role, folder, run.roots)
+    if len(paths) > 1:
+        raise UserError(f"{where}: {patterns[0]!r} matches {len(paths)} files, {paths[0]} and {paths[1]} among them; name one")
+    ((_, _, digest),) = hash_files(root, paths, digests, engine, f"hash {role}")
+    fact = key_of("model file", model.look.__name__, digest)
+    found = digests.fact(fact)
+    try:
+        if found is None:
+            with TemporaryDirectory() as room:
+                found = model.look(on_disk(root / paths[0], Path(room)))
+            digests.note(fact, found)
+        model.check(found)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return Referenced(role, root, paths, None, {"root": name, "pattern": patterns[0], "digest": digest}, is_model=True)
 
 
 def _format(root: Place, path: str) -> str:
@@ -103,6 +128,11 @@ class Model:
     folder: Path
     sha256: str
     key: str
+
+    def metrics(self) -> dict[str, Any] | None:
+        """What its training measured on texts it held out; None where there is no such file."""
+        path = self.folder / METRICS
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 @dataclass(frozen=True)
@@ -141,6 +171,8 @@ def _texts(kind: str, reference: Referenced, ground: Ground, engine: Engine) -> 
         shards = ground.corpus.of(reference.sample.sample)
         return texts_of(draw(shards, ground.seed, reference.sample.documents, ground.holdout, ground.work, engine), shards, engine)
     assert reference.root is not None
+    if reference.is_model:
+        return pa.array([str(on_disk(reference.root / reference.paths[0], ground.work.room("scratch")))], pa.large_string())
     reserved = held_contents(ground.corpus.shards, ground.holdout, ground.work, engine)
     fields = Fields(TEXT, None, {})
     found = []

@@ -1,9 +1,14 @@
-"""Where the texts come from that a signal's model is trained on: files, or a sample of one of the recipe's sources.
+"""Where the texts come from that a signal's model is trained on: files, or a sample of one of the recipe's sources; and models that others trained.
 
 A reference is drawn from documents as they were read, never from those still alive, so that a changed rule does not change a model.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,3 +23,12 @@ class Sample(BaseModel):
 
 
 Reference = str | Sample  # a text is a file pattern, read as the files of a source are
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One file with a trained model. What `look` finds in it (JSON) is remembered by the file's digest; `check` raises a UserError where the recipe does not fit it."""
+
+    path: str
+    look: Callable[[Path], Any]
+    check: Callable[[Any], None]
