@@ -120,7 +120,22 @@ ORDER = {
         "report",
         "cli",
     ],
-    "train": ["train", "config", "stream", "attention", "model", "optim", "checkpoint", "evaluate", "loop", "__main__"],
+    "train": [
+        "train",
+        "config",
+        "stream",
+        "window",
+        "attention",
+        "model",
+        "optim",
+        "checkpoint",
+        "scoring",
+        "choice",
+        "evaluate",
+        "measure",
+        "loop",
+        "__main__",
+    ],
 }
 BETWEEN = {"curation": {"curation", "mixing"}, "mixing": {"mixing"}, "train": {"train", "mixing"}}
 TRAIN_MAY_IMPORT = {"mixing", "mixing.manifest", "mixing.measurements"}

@@ -84,5 +84,47 @@ def export(run_folder: Path, output: Path, step: int | None) -> None:
         click.echo(export_checkpoint(run_folder, output, step))
 
 
+@main.command()
+@click.argument("model", metavar="RUN|FOLDER", type=click.Path(path_type=Path))
+@click.argument("manifests", nargs=-1, required=True, metavar="MANIFEST...", type=click.Path(path_type=Path))
+@click.option("-c", "--config", type=click.Path(path_type=Path), help="A YAML file with the keys of `evaluate`. Default: those of RUN.")
+@click.option("--step", type=int, help="The checkpoint of RUN. Default: the newest.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Default: that of RUN, else fp32.")
+@click.option("--harness", metavar="TASK,…", help="Also these tasks of lm-evaluation-harness, on a folder (extra `eval`).")
+@click.option("--include", type=click.Path(path_type=Path), metavar="DIR", help="A folder with tasks of your own for --harness.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Append the measurements to this .jsonl file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the measurements as JSON Lines.")
+def evaluate(
+    model: Path,
+    manifests: tuple[Path, ...],
+    config: Path | None,
+    step: int | None,
+    precision: str | None,
+    harness: str | None,
+    include: Path | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure a checkpoint of RUN or a Hugging Face FOLDER.
+
+    Hold-out loss of the first MANIFEST per source and component, of further ones per source, and the tests of the configuration. Works the same
+    under torchrun.
+    """
+    with _refusals():
+        from train import measure
+
+        if harness and measure.is_run(model):
+            raise UserError(f"--harness: {model} is a run; name a Hugging Face folder, such as {model / 'export'}")
+        found = measure.measure(model, manifests, config, step, precision)
+        if os.environ.get("RANK", "0") == "0":
+            if harness:
+                found += measure.harnessed(model, harness.split(","), include, manifests[0])
+            if output:
+                from mixing.measurements import append
+
+                append(output, found)
+            click.echo(measure.as_json(found) if as_json else measure.shown(found))
+
+
 if __name__ == "__main__":
     main()

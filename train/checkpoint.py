@@ -100,8 +100,8 @@ def read_state(folder: Path) -> State:
     return state
 
 
-def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
-    """The tensors of a checkpoint into `model` and `optimizer`, in place."""
+def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, world: World) -> None:
+    """The tensors of a checkpoint into `model` and, if given, `optimizer`, in place."""
     with _known_warnings():
         distributed_load(tensors(model, optimizer), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=not world.sharded)
 
@@ -129,20 +129,25 @@ def export(run: Path, folder: Path, checkpoint: Path) -> None:
     partial.rename(folder)
 
 
-def export_checkpoint(run: Path, folder: Path, step: int | None) -> Path:
-    """A checkpoint of a run, by default the newest, as the folder `folder`, which must not exist yet."""
+def chosen(run: Path, step: int | None) -> Path:
+    """The checkpoint of `step`, by default the newest."""
     found = {int(path.name.removeprefix("step-")): path for path in checkpoints(run)}
     if not found:
         raise UserError(f"{run}: no checkpoint of a training run here; give the folder that `train run` wrote to")
     if step is not None and step not in found:
         raise UserError(f"--step {step}: no such checkpoint in {run}; it has {', '.join(map(str, found))}")
+    return found[max(found) if step is None else step]
+
+
+def export_checkpoint(run: Path, folder: Path, step: int | None) -> Path:
+    """A checkpoint of a run, by default the newest, as the folder `folder`, which must not exist yet."""
+    source = chosen(run, step)
     if folder.exists():
         raise UserError(f"{folder}: exists; name a folder that does not")
-    chosen = found[max(found) if step is None else step]
-    read_state(chosen)
+    read_state(source)
     prepare_transformers()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    export(run, folder, chosen)
+    export(run, folder, source)
     return folder
 
 

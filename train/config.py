@@ -88,11 +88,42 @@ class Schedule(_Settings):
     floor: float = Field(default=0.1, ge=0, le=1)
 
 
-class Evaluate(_Settings):
-    """Hold-out loss per source, at token 0, after every `every` tokens and at the end. `guards`: the sources that are not to be forgotten."""
+class Task(_Settings):
+    """A multiple-choice test in a .jsonl or .parquet `file`, one question a row: of the texts in the column `choices` one is right, and `answer` is the
+    column with its number (from 0) or its text. `prompt` is what stands before an option, with `{column}` for what a column holds; `where` takes
+    only rows whose columns have these values."""
 
+    file: str
+    prompt: str = "Question: {question}\nAnswer:"
+    choices: str = "choices"
+    answer: str = "answer_idx"
+    where: dict[str, str | int] = {}
+
+
+class Evaluate(_Settings):
+    """What is measured beside training: at token 0, after `first` tokens, twice, four times, … as many, after every `every` tokens, and at the end.
+
+    Hold-out loss per source and component, per value of the pool columns in `by`, and of other manifests (`holdouts`, folders); the tests in `tasks`,
+    and of those in `core` (by category) one average. `guards` is what is not to be forgotten: sources, components, tasks, `core_average`,
+    `<column>=<value>`, `<name>-v<version>/<source>` of another manifest. `items` also records what each document and question gave.
+    """
+
+    first: Cadence | None = 0.005
     every: Cadence = 0.1
     guards: list[str] = []
+    by: list[str] = []
+    holdouts: list[str] = []
+    tasks: dict[str, Task] = {}
+    core: dict[str, list[str]] = {}
+    items: bool = False
+
+    @model_validator(mode="after")
+    def _core_of_tasks(self) -> Evaluate:
+        if missing := sorted({task for tasks in self.core.values() for task in tasks} - self.tasks.keys()):
+            raise ValueError(f"core has '{missing[0]}', which is not among tasks: {', '.join(self.tasks) or 'none'}")
+        if empty := [category for category, tasks in self.core.items() if not tasks]:
+            raise ValueError(f"core.{empty[0]} has no tasks; name some, or leave the category out")
+        return self
 
 
 class Checkpoint(_Settings):
@@ -111,7 +142,9 @@ class ManifestName(_Settings):
 
 
 class Config(_Settings):
-    """`batch`: sequences of one step over all processes. `micro_batch`: sequences of one forward pass (null: all that a process holds of a step)."""
+    """`batch`: sequences of one step over all processes. `micro_batch`: sequences of one forward pass (null: all that a process holds of a step).
+    `tokens`: how much of the plan is trained on, to whole steps (null: all). `simulate`: the length of a run whose repetition this shorter one imitates.
+    """
 
     model: Model
     seed: int = Field(default=17, ge=0)
@@ -122,6 +155,8 @@ class Config(_Settings):
     schedule: Schedule = Schedule()
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
+    tokens: Cadence | None = None
+    simulate: Annotated[int | None, BeforeValidator(lambda value: value if value is None else _amount(value))] = None
     start: Literal["fresh", "weights"] | None = None
     manifest: ManifestName | None = None
 
@@ -169,10 +204,6 @@ def resolved(config: Config, manifest: Manifest, start: Literal["fresh", "weight
             f"manifest.digest: the configuration belongs to {config.manifest.digest}, {manifest.folder} is {manifest.digest}; "
             "give the manifest it was made for, or remove the key manifest"
         )
-    if unknown := sorted(set(config.evaluate.guards) - set(header["holdout"])):
-        raise UserError(
-            f"evaluate.guards: no held-out documents of {', '.join(unknown)}; the manifest holds out: {', '.join(header['holdout']) or 'none'}"
-        )
     total = sum(stage["tokens"] for stage in manifest.stages)
 
     def tokens(amount: int | float) -> int:
@@ -183,7 +214,7 @@ def resolved(config: Config, manifest: Manifest, start: Literal["fresh", "weight
         update={
             "model": _with_vocabulary(config.model, manifest),
             "schedule": schedule.model_copy(update={"warmup": tokens(schedule.warmup), "decay": tokens(schedule.decay)}),
-            "evaluate": evaluate.model_copy(update={"every": tokens(evaluate.every)}),
+            "evaluate": evaluate.model_copy(update={"first": evaluate.first and tokens(evaluate.first), "every": tokens(evaluate.every)}),
             "checkpoint": checkpoint.model_copy(update={"every": tokens(checkpoint.every)}),
             "start": start,
             "manifest": ManifestName(name=header["name"], version=header["version"], digest=manifest.digest),
@@ -207,7 +238,9 @@ def _with_vocabulary(model: Model, manifest: Manifest) -> Model:
 
 def identity(config: Config) -> dict[str, Any]:
     """What decides the result of a resolved configuration. The micro-batch, like the number of processes, only decides how sums are rounded."""
-    decisive = config.model_dump(mode="json", include={"model", "seed", "precision", "batch", "optimizer", "schedule", "start", "manifest"})
+    decisive = config.model_dump(
+        mode="json", include={"model", "seed", "precision", "batch", "optimizer", "schedule", "tokens", "simulate", "start", "manifest"}
+    )
     del decisive["model"]["path"]  # a folder that moved is the same model; the architecture and the weights are in the run
     return decisive
 

@@ -30,11 +30,13 @@ from mixing.manifest import Manifest
 from mixing.measurements import Measurement, append
 from train import checkpoint, optim
 from train import config as settings
+from train import evaluate as evaluation
 from train import model as models
 from train.config import Config
-from train.evaluate import Holdouts, Score, evaluate, holdouts, measurements
+from train.evaluate import Examination, Result, evaluate, measurements
 from train.model import World
 from train.stream import Step, micro_batch_size, steps
+from train.window import windowed
 
 
 class Run(NamedTuple):
@@ -62,13 +64,13 @@ def train(manifest_path: Path, config: Config, start: settings.Start | None, fol
     """Trains `config` on the manifest and returns the run's folder."""
     models.prepare_transformers()
     with models.joined_world() as world:
-        manifest = Manifest.open(manifest_path)
+        manifest = windowed(Manifest.open(manifest_path), config.batch, config.tokens, config.simulate)
         folder = folder or Path("runs") / f"{manifest.header['name']}-v{manifest.header['version']}"
         mode = decided_start(start, config, folder)
         with opened(folder, mode, config, manifest, world) as (run, newest):
             model, optimizer, state = prepared(run, newest)
-            held = holdouts(manifest, micro_batch_size(run.config.batch, run.config.micro_batch, world.size), world)
-            follow_plan(run, model, optimizer, held, state)
+            examination = evaluation.prepared(run.config.evaluate, manifest, world, getattr(model.config, "max_position_embeddings", None))
+            follow_plan(run, model, optimizer, examination, state)
             if world.rank == 0:
                 checkpoint.export(folder, folder / "export", checkpoint.checkpoints(folder)[-1])
             world.meet()
@@ -169,13 +171,15 @@ def prepared(run: Run, newest: Path | None) -> tuple[PreTrainedModel, torch.opti
     return model, optimizer, checkpoint.read_state(newest)
 
 
-def follow_plan(run: Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer, held: Holdouts, state: checkpoint.State) -> None:
+def follow_plan(
+    run: Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer, examination: Examination, state: checkpoint.State
+) -> None:
     """Every step from `state` to the end of the plan, with its record, and the evaluations and checkpoints that fall due."""
     folder, manifest, config, world = run
     size = micro_batch_size(config.batch, config.micro_batch, world.size)
     with Record(run, state) as record, progress_bar(run, state.tokens) as show:
         if state.sequence == 0:
-            record.measured(evaluate(model, held, config.precision, world), state, None)
+            record.measured(evaluate(model, examination, config.precision, world), state, None)
         for step in steps(manifest, state.sequence, config.batch, size, world.rank, world.size, world.device):
             began = time.perf_counter()
             middle = state.tokens + step.tokens / 2  # exact on average for every linear piece of the schedule, whatever the batch
@@ -185,8 +189,8 @@ def follow_plan(run: Run, model: PreTrainedModel, optimizer: torch.optim.Optimiz
             loss = record.stepped(state, outcome, rate, step.tokens / (time.perf_counter() - began))
             show(state.tokens, loss)
             at_end = step.last == manifest.sequences
-            if at_end or due(config.evaluate.every, before.tokens, state.tokens):
-                record.measured(evaluate(model, held, config.precision, world), state, rate)
+            if at_end or evaluation.is_due(config.evaluate, before.tokens, state.tokens):
+                record.measured(evaluate(model, examination, config.precision, world), state, rate)
             if at_end or due(config.checkpoint.every, before.tokens, state.tokens):
                 record.sync()
                 checkpoint.save(folder, state, model, optimizer, config.checkpoint.keep, world)
@@ -276,7 +280,7 @@ class Record:
             self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
         return loss
 
-    def measured(self, scores: dict[str, Score], state: checkpoint.State, rate: float | None) -> None:
+    def measured(self, results: list[Result], state: checkpoint.State, rate: float | None) -> None:
         """The lines of measurements.jsonl for one evaluation, after a step at the learning rate `rate`."""
         folder, manifest, config, world = self.run
         if world.rank == 0:
@@ -293,7 +297,9 @@ class Record:
                 value=None,
                 commit=self.commit,
             )
-            append(self.measurements, measurements(scores, config.evaluate.guards, blank))
+            append(self.measurements, measurements(results, config.evaluate.guards, blank))
+            if config.evaluate.items:
+                evaluation.write_items(folder / "items" / f"{state.tokens}.parquet", results)
 
     def sync(self) -> None:
         """The lines so far on disk, before a checkpoint lets them count as done."""
