@@ -83,7 +83,9 @@ def resample(texts: list[str], folder: Path, size: int, seed: int) -> int:
                 else:
                     first = int(chance.integers(max(1, len(one) // 4)))
                     chosen = list(one[first : first + 3000])
-                    for place, other in zip(chance.integers(0, len(chosen), len(chosen) // 6), chance.integers(0, len(bare), len(chosen) // 6), strict=True):
+                    for place, other in zip(
+                        chance.integers(0, len(chosen), len(chosen) // 6), chance.integers(0, len(bare), len(chosen) // 6), strict=True
+                    ):
                         word = chosen[place]
                         chosen[place] = bare[other] + word[len(word.rstrip()) :]
                     text = before = "".join(chosen)
@@ -103,12 +105,16 @@ def main() -> None:
 @OUT
 @click.argument("sources", nargs=-1, required=True, metavar="NAME=GLOB,…")
 @click.option("--gb", default=0.5, show_default=True)
-@click.option("--domain", default="medical", show_default=True, help="The source whose texts are good examples; those of the others are bad ones.")
+@click.option(
+    "--domain", default="medical", show_default=True, help="The source whose texts are good examples; those of the others are bad ones."
+)
 def corpus(out: Path, sources: tuple[str, ...], gb: float, domain: str) -> None:
     texts = {}
     for written in sources:
         name, _, globs = written.partition("=")
-        texts[name] = [text for pattern in globs.split(",") for path in sorted(glob(pattern)) for text in read_texts(Path(path), "text").to_pylist()]
+        texts[name] = [
+            text for pattern in globs.split(",") for path in sorted(glob(pattern)) for text in read_texts(Path(path), "text").to_pylist()
+        ]
     shutil.rmtree(out, ignore_errors=True)
     (out / "references").mkdir(parents=True)
     chance = np.random.default_rng(3)

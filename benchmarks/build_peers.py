@@ -34,7 +34,9 @@ def train(references: Path, folder: Path) -> str:
     import fasttext
 
     lines = [
-        f"__label__{label} " + " ".join(one["text"].split()) for label in ("positive", "negative") for one in read(str(references / f"{label}.jsonl"))
+        f"__label__{label} " + " ".join(one["text"].split())
+        for label in ("positive", "negative")
+        for one in read(str(references / f"{label}.jsonl"))
     ]
     random.Random(0).shuffle(lines)
     (folder / "lines.txt").write_text("\n".join(lines), encoding="utf-8")
@@ -78,7 +80,13 @@ def main(file: str, out: str, tokenizer: str, references: str, evals: str) -> No
     model = train(Path(references), folder)
     index(evals, folder)
     quality = FastTextClassifierFilter(model, keep_labels=("positive", 0.05), newline_replacement=" ")
-    first = [GopherRepetitionFilter(), C4QualityFilter(filter_no_terminal_punct=False), GopherQualityFilter(), FineWebQualityFilter(), quality]
+    first = [
+        GopherRepetitionFilter(),
+        C4QualityFilter(filter_no_terminal_punct=False),
+        GopherQualityFilter(),
+        FineWebQualityFilter(),
+        quality,
+    ]
     last = [NGramsDecontFilter(str(folder / "index")), TokensCounter(tokenizer)]
     began, before = time.monotonic(), cpu()
     documents: Any = (Document(text=one["text"], id=str(one["id"])) for one in read(file))
