@@ -63,6 +63,7 @@ ORDER = {
         "signals.bags",
         "signals.importance",
         "signals.ngram",
+        "signals.arpa",
         "signals.perplexity",
         "signals.listed",
         "signals",
