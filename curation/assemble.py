@@ -19,11 +19,11 @@ import pyarrow as pa
 
 from curation import rules
 from curation.components import assign, predicates
-from curation.corpus import Corpus, Positions, Shard, chunkless, read_sidecar, sidecar_path
+from curation.corpus import Corpus, Positions, Shard, chunkless, contents, read_sidecar, sidecar_path
 from curation.engine import Engine
 from curation.live import MEMBER
 from curation.ranking import lots
-from curation.steps import ALIVE, Add, Keep, State, Step, Top, contents, fate_of, frame, numbers, signal_values, start
+from curation.steps import ALIVE, Add, Keep, State, Step, Top, fate_of, frame, numbers, signal_values, start
 from curation.tokenized import TokenIds, tokenize
 from mixing.draws import Documents
 from mixing.manifest import NO_COMPONENT, Holdout, canonical_json

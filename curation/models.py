@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import xxhash
 from pydantic import BaseModel
 
 from curation.clean import cleaned, has_visible
-from curation.corpus import Corpus
+from curation.corpus import Corpus, Mask, Positions, Shard
 from curation.engine import Engine, Run
 from curation.finding import hash_files, locate
 from curation.formats import ACCEPTED, FORMATS, format_of, readers_of, true_format
 from curation.formats.records import Fields, records_of
-from curation.holdout import draw, held_contents, texts_of
+from curation.holdout import Drawn, draw, held_contents, texts_of
 from curation.remote import Place, on_disk
 from curation.signals import SIGNALS, ModelFile, Reference, Sample
 from curation.work import Digests, Work, folder_atomic, key_of, sha256_folder
@@ -67,7 +69,7 @@ def _resolve(
     if isinstance(reference, Sample):
         if reference.sample not in sources:
             raise UserError(f"{where}: no source '{reference.sample}'; the recipe has: {', '.join(sources)}")
-        return Referenced(role, None, [], reference, reference.model_dump())
+        return Referenced(role, None, [], reference, reference.model_dump(exclude_none=True))
     root, name, patterns, paths = locate(where, reference, role, folder, run.roots)
     unknown = [path for path in paths if format_of(path) is None]
     if unknown:
@@ -146,18 +148,30 @@ class Ground:
     work: Work
 
 
-def train(kind: str, config: BaseModel, references: list[Referenced], ground: Ground, engine: Engine) -> Model:
-    """The signal's model, trained unless the work directory has it."""
+class Passing(NamedTuple):
+    """The rule of a sample: the keys of the signals that it reads, and whether it holds for documents of a shard. Picklable."""
+
+    keys: list[str]
+    of: Callable[[Shard, Positions], Mask]
+
+
+def train(
+    kind: str, config: BaseModel, references: list[Referenced], ground: Ground, engine: Engine, passing: Mapping[str, Passing]
+) -> Model:
+    """The signal's model, trained unless the work directory has it. `passing` has the rules of its samples by role."""
     signal = SIGNALS[kind]
     of_samples = [
         [shard.name, shard.first_row] for reference in references if reference.sample for shard in ground.corpus.of(reference.sample.sample)
     ]
     spelled = spelled_config(config, references)
     readers = [reference.readers for reference in references if reference.readers]
-    key = key_of("model", kind, signal.version(config), spelled, ground.seed, of_samples, list(ground.clean), ground.holdout, *readers)
+    rules = [["where", role, *one.keys] for role, one in passing.items()]
+    key = key_of(
+        "model", kind, signal.version(config), spelled, ground.seed, of_samples, list(ground.clean), ground.holdout, *readers, *rules
+    )
     folder = ground.work.room("models") / key
     if not folder.exists():
-        texts = {reference.role: _texts(kind, reference, ground, engine) for reference in references}
+        texts = {reference.role: _texts(kind, reference, ground, engine, passing.get(reference.role)) for reference in references}
         for role, found in texts.items():
             if not len(found):
                 raise UserError(f"{kind}: the reference '{role}' holds no text; it needs documents with a visible '{TEXT}'")
@@ -166,10 +180,27 @@ def train(kind: str, config: BaseModel, references: list[Referenced], ground: Gr
     return Model(folder, sha256_folder(folder), key)
 
 
-def _texts(kind: str, reference: Referenced, ground: Ground, engine: Engine) -> pa.LargeStringArray:
+def _draw(sample: Sample, shards: list[Shard], ground: Ground, engine: Engine, passing: Passing | None) -> list[Drawn]:
+    """A sample's documents. With a rule, ever more candidates are looked at, so that signals are computed for few more documents than it takes."""
+    wanted = sample.documents
+    while True:
+        candidates = draw(shards, ground.seed, wanted, ground.holdout, ground.work, engine)
+        if passing is None:
+            return candidates
+        asked = {shard.name: np.array([one.position for one in candidates if one.shard == shard.name], np.int64) for shard in shards}
+        asked = {name: np.sort(positions) for name, positions in asked.items() if len(positions)}
+        masks = engine.map(passing.of, [(shard, asked[shard.name]) for shard in shards if shard.name in asked], "choose samples")
+        passed = {name: set(positions[mask].tolist()) for (name, positions), mask in zip(asked.items(), masks, strict=True)}
+        chosen = [one for one in candidates if one.position in passed[one.shard]]
+        if len(chosen) >= sample.documents or len(candidates) < wanted:
+            return chosen[: sample.documents]
+        wanted *= 4
+
+
+def _texts(kind: str, reference: Referenced, ground: Ground, engine: Engine, passing: Passing | None) -> pa.LargeStringArray:
     if reference.sample is not None:
         shards = ground.corpus.of(reference.sample.sample)
-        return texts_of(draw(shards, ground.seed, reference.sample.documents, ground.holdout, ground.work, engine), shards, engine)
+        return texts_of(_draw(reference.sample, shards, ground, engine, passing), shards, engine)
     assert reference.root is not None
     if reference.is_model:
         return pa.array([str(on_disk(reference.root / reference.paths[0], ground.work.room("scratch")))], pa.large_string())

@@ -254,6 +254,7 @@ def _steps(recipe: Recipe, columns: dict[str, pa.DataType], folder: Path, run: R
                 raise UserError(f"{where}.add: '{step.name}' is taken; a signal needs a name of its own")
             if isinstance(step.config, Preference) and step.config.priority is not None:
                 _check_by(f"{where}.add.{step.name}.priority", step.config.priority, schema)
+            _check_samples(f"{where}.add.{step.name}", step, steps, columns)
             signals[step.name] = step.type
             steps.append(step)
         elif config.keep is not None:
@@ -267,6 +268,14 @@ def _steps(recipe: Recipe, columns: dict[str, pa.DataType], folder: Path, run: R
                 _check_by(f"{where}.top.by", config.top.by, schema)
             steps.append(Top(index, config.top, recipe.seed if config.top.seed is None else config.top.seed))
     return steps
+
+
+def _check_samples(where: str, step: Add, earlier: list[Step], columns: dict[str, pa.DataType]) -> None:
+    """Refuses the rule of a sample that cannot be decided of one document as it was read."""
+    row_signals = {one.name: one.type for one in earlier if isinstance(one, Add) and one.kind in SIGNALS}
+    for reference in step.references:
+        if reference.sample is not None and reference.sample.where is not None:
+            rules.parse(reference.sample.where, f"{where}.{reference.role}.where", rule_schema(columns, row_signals))
 
 
 def _add(

@@ -22,7 +22,7 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from curation import rules
-from curation.corpus import Corpus, Mask, Positions, Shard, fill_sidecar, read_sidecar, sidecar_path
+from curation.corpus import Corpus, Mask, Positions, Shard, contents, fill_sidecar, identities, read_sidecar, sidecar_path
 from curation.dedup.exact import ExactConfig
 from curation.dedup.index import Index
 from curation.dedup.minhash import MinhashConfig
@@ -32,7 +32,7 @@ from curation.holdout import holdout_of
 from curation.live import DEDUP, SHOWN, LiveShard, Priority, find_duplicates, find_repeats, report_of
 from curation.losses import ALIVE as ALIVE
 from curation.losses import Copies, Dropped, Loss, Removal, gone, guard, losses, survivors_of, told, within
-from curation.models import Ground, Model, Referenced, spelled_config, train
+from curation.models import Ground, Model, Passing, Referenced, spelled_config, train
 from curation.ranking import Cut, Ranked, TopConfig, find_cut, lots, order_key
 from curation.signals import SIGNALS
 from curation.tokenized import tokenize
@@ -168,22 +168,6 @@ def frame(shard: Shard, names: list[str], positions: Positions, state: State) ->
     return pl.DataFrame(columns) if columns else pl.DataFrame({"": np.zeros(len(positions), np.bool_)})
 
 
-def identities(shard: Shard, name: str, positions: Positions) -> list[str | None]:
-    """The key, content hash or origin of documents, as text."""
-    if name == "origin":
-        return list(shard.origins(positions))
-    if name == "content":
-        return [content.hex() for content in contents(shard, positions)]
-    keys: list[str | None] = shard.read([name])[name].take(pa.array(positions)).to_pylist()
-    return keys
-
-
-def contents(shard: Shard, positions: Positions) -> list[bytes]:
-    """The content hashes of documents, 16 bytes each."""
-    found: list[bytes] = shard.read(["content"])["content"].take(pa.array(positions)).to_pylist()
-    return found
-
-
 def signal_values(shard: Shard, name: str, state: State) -> pa.Array:
     """A signal's values as the pool shows them, null where not computed."""
     placed = state.signals[name]
@@ -254,6 +238,18 @@ def _compute(step: Add, model: Path | None, shard: Shard, positions: Positions) 
     if reads == "text":
         return signal.compute(step.config, shard.texts(positions), model)
     return signal.compute(step.config, pa.array(identities(shard, reads, positions), pa.large_string()), model)
+
+
+def _passes(shard: Shard, positions: Positions, where: str, path: str, reads: list[tuple[Add, Path | None]], state: State) -> Mask:
+    """Whether a sample's rule holds for documents as they were read; computes what it reads of them."""
+    wanted = np.zeros(shard.documents, np.bool_)
+    wanted[positions] = True
+    for step, model in reads:
+        fill_sidecar(
+            sidecar_path(state.work, state.signals[step.name].key, shard), wanted, partial(_compute, step, model, shard), shard.spans()
+        )
+    rule = rules.parse(where, path, state.schema())
+    return rule.decide(frame(shard, rule.columns, positions, state))[0]
 
 
 def removal_by(step: Keep, state: State) -> Removal | None:
@@ -351,7 +347,7 @@ def decide(steps: list[Step], ground: Ground, state: State, engine: Engine) -> D
     stretch: list[Step] = []
     for step in steps:
         if isinstance(step, Add) and step.kind in SIGNALS:
-            _place(decided, step, _model_and_key(step, ground, decided, models, engine), survivors=False)
+            _place(decided, step, _model_and_key(step, steps, ground, decided, models, engine), survivors=False)
         elif not isinstance(step, Keep):
             _run(stretch, corpus, models, decided, engine)
             stretch = []
@@ -389,11 +385,24 @@ def _look_over(step: Add, corpus: Corpus, decided: Decided, engine: Engine) -> N
     decided.computed[step.name], decided.remembered[step.name] = anew, alive - anew
 
 
-def _model_and_key(step: Add, ground: Ground, decided: Decided, models: dict[int, Path], engine: Engine) -> str:
+def _passing(step: Add, steps: list[Step], state: State, models: dict[int, Path]) -> dict[str, Passing]:
+    """The rules of the samples of a signal's model, by role."""
+    earlier = {one.name: one for one in steps[: step.index - 1] if isinstance(one, Add)}
+    found = {}
+    for reference in step.references:
+        if reference.sample is not None and (where := reference.sample.where) is not None:
+            path = f"steps[{step.index - 1}].add.{step.name}.{reference.role}.where"
+            reads = [earlier[name] for name in rules.parse(where, path, state.schema()).columns if name in earlier]
+            of = partial(_passes, where=where, path=path, reads=[(one, models.get(one.index)) for one in reads], state=state)
+            found[reference.role] = Passing([state.signals[one.name].key for one in reads], of)
+    return found
+
+
+def _model_and_key(step: Add, steps: list[Step], ground: Ground, decided: Decided, models: dict[int, Path], engine: Engine) -> str:
     """Trains the signal's model if it has one, and gives the key of its values."""
     signal, model = SIGNALS[step.kind], None
     if step.references:
-        model = train(step.kind, step.config, step.references, ground, engine)
+        model = train(step.kind, step.config, step.references, ground, engine, _passing(step, steps, decided.state, models))
         models[step.index] = model.folder
         engine.memory.require(f"add {step.name}", worker=sum(path.stat().st_size for path in model.folder.rglob("*")))
         decided.models[step.name] = (step.kind, model)
