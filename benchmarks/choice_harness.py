@@ -55,7 +55,9 @@ def main() -> None:
     for task, count in counts.items():
         mine = ours[f"accuracy/{task}"], ours[f"accuracy_normalised/{task}"]
         peer = theirs["tasks"][task]
-        print(f"{task:12}{count:10}{mine[0]:10.4f}{peer[0]:10.4f}{mine[1]:12.4f}{peer[1]:10.4f}{'' if list(mine) == peer else '  DIFFERENT'}")
+        print(
+            f"{task:12}{count:10}{mine[0]:10.4f}{peer[0]:10.4f}{mine[1]:12.4f}{peer[1]:10.4f}{'' if list(mine) == peer else '  DIFFERENT'}"
+        )
     print(f"\n{our_seconds:.1f} s with start-up and hold-out, the harness {theirs['seconds']:.1f} s without its imports")
 
 

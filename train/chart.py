@@ -7,11 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+LONGEST_NAME = 36
+MARKED = 40  # points; a curve of more is a line only
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 34, 40
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#97266d", "#b7791f", "#4c51bf", "#00838f", "#718096")
 STYLE = (
-    "svg{font:12px system-ui,sans-serif;max-width:100%;height:auto}.ink{fill:#1a202c}.soft{fill:#5a6574}.grid{stroke:#d5dbe3;stroke-width:1}"
+    "svg{font-size:12px;font-family:system-ui,'DejaVu Sans','Liberation Sans',Arial,sans-serif;max-width:100%;height:auto}.ink{fill:#1a202c}.soft{fill:#5a6574}.grid{stroke:#d5dbe3;stroke-width:1}"
     ".start{stroke:#5a6574;stroke-dasharray:4 4}.paper{fill:#fff}"
     "@media(prefers-color-scheme:dark){.ink{fill:#e8ecf1}.soft{fill:#9aa7b5}.grid{stroke:#39434f}.start{stroke:#9aa7b5}.paper{fill:#161b22}}"
 )
@@ -72,8 +74,9 @@ def lines(title: str, series: Mapping[str, Curve], x_label: str = "tokens", from
         parts += [
             f'<circle cx="{frame.x(x)}" cy="{frame.y(y)}" r="2.6" fill="{colour}"><title>{html.escape(name)}: {y:.4g} at {short(x)} {x_label}</title></circle>'
             for x, y in curve
+            if len(curve) <= MARKED
         ]
-    return _svg(title, "".join(parts))
+    return _svg(title, "".join(parts), list(points) if len(points) > 1 else [])
 
 
 def _axes(frame: Frame, x_label: str) -> str:
@@ -88,17 +91,17 @@ def _axes(frame: Frame, x_label: str) -> str:
     return "".join(parts)
 
 
-def _svg(title: str, inner: str) -> str:
+def _svg(title: str, inner: str, names: Sequence[str]) -> str:
+    """The drawing with its title above and its curves' names below, two a line."""
+    height = HEIGHT + 18 * -(-len(names) // 2)
+    keys = []
+    for number, name in enumerate(names):
+        x, y = LEFT + number % 2 * (WIDTH - LEFT) // 2, HEIGHT + 18 * (number // 2) + 8
+        shown = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+        keys.append(f'<rect x="{x}" y="{y - 8}" width="14" height="4" rx="2" fill="{COLOURS[number % len(COLOURS)]}"/>')
+        keys.append(f'<text class="soft" x="{x + 20}" y="{y}">{html.escape(shown)}</text>')
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" '
-        f'aria-label="{html.escape(title)}"><style>{STYLE}</style><rect class="paper" width="{WIDTH}" height="{HEIGHT}"/>'
-        f'<text class="ink" x="{LEFT}" y="20" font-weight="600">{html.escape(title)}</text>{inner}</svg>'
-    )
-
-
-def legend(names: Sequence[str]) -> str:
-    """The colours of a chart's curves, as HTML."""
-    return "".join(
-        f'<span class="key"><i style="background:{COLOURS[number % len(COLOURS)]}"></i>{html.escape(name)}</span>'
-        for number, name in enumerate(names)
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img" '
+        f'aria-label="{html.escape(title)}"><style>{STYLE}</style><rect class="paper" width="{WIDTH}" height="{height}"/>'
+        f'<text class="ink" x="{LEFT}" y="20" font-weight="600">{html.escape(title)}</text>{inner}{"".join(keys)}</svg>'
     )

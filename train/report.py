@@ -27,8 +27,8 @@ PAGE_STYLE = (
     ".soft{color:var(--soft)}.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,480px),1fr));gap:18px;margin-top:12px}"
     ".charts svg{border:1px solid var(--line);border-radius:8px;width:100%}.scroll{overflow-x:auto}"
     "table{border-collapse:collapse;margin:10px 0;font-variant-numeric:tabular-nums}th,td{padding:5px 12px;border-bottom:1px solid var(--line);text-align:right}"
-    "th:first-child,td:first-child,.text{text-align:left}thead th{background:var(--wash);font-weight:600}.good{color:var(--good)}.bad{color:var(--bad)}"
-    ".key{display:inline-flex;align-items:center;gap:7px;margin:0 18px 4px 0}.key i{width:14px;height:4px;border-radius:2px}mark{background:none;font-weight:700;color:inherit}"
+    ".text{text-align:left}thead th{background:var(--wash);font-weight:600}.good{color:var(--good)}.bad{color:var(--bad)}"
+    "mark{background:none;font-weight:700;color:inherit}"
 )
 
 
@@ -83,10 +83,11 @@ def _run(folder: Path, name: str) -> RunRecord:
     return RunRecord(name, [json.loads(line) for line in lines if line.endswith("\n")], rows)
 
 
-def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are HTML already."""
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in heading)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+def table(heading: Sequence[str], rows: Iterable[Sequence[str]], text: int = 1) -> str:
+    """Cells are HTML already; the first `text` columns are words, the others numbers."""
+    kind = [" class=text" if column < text else "" for column in range(len(heading))]
+    head = "".join(f"<th{one}>{html.escape(cell)}</th>" for one, cell in zip(kind, heading, strict=True))
+    body = "".join("<tr>" + "".join(f"<td{one}>{cell}</td>" for one, cell in zip(kind, row, strict=True)) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -108,14 +109,15 @@ def _gaps(runs: Sequence[RunRecord]) -> str:
         for (metric, component), gap in found.items():
             back = "not recovered" if gap.recovered is None else "never fell" if not gap.depth else chart.short(gap.recovered)
             cells = [f"{gap.depth:.4f}", chart.short(gap.at), back, f"{gap.area:,.0f}", signed(gap.end)]
-            rows.append([html.escape(run.name), f'<span class="text">{html.escape(_label(metric, component))}</span>', *cells])
+            if not metric.startswith("bits_per_byte"):  # the same documents as the loss
+                rows.append([html.escape(run.name), html.escape(_label(metric, component)), *cells])
     if not rows:
         return ""
     heading = ["run", "guard", "depth", "lowest at", "recovered at", "area", "kept at the end"]
     return (
         "<h2>What was lost, and what came back</h2><p>Depth is how far a guard fell below its value before training, area the fall summed over "
         "tokens, the last column what is left of it at the end (negative: forgotten). Losses are turned over, so that a fall is always a loss of "
-        f"ability.</p>{table(heading, rows)}<p>Mean change of the guards' loss: {'; '.join(kept)}</p>"
+        f"ability.</p>{table(heading, rows, text=2)}<p>Mean change of the guards' loss: {'; '.join(kept)}</p>"
     )
 
 
@@ -132,9 +134,8 @@ def _curves(runs: Sequence[RunRecord], charts: dict[str, str]) -> str:
     ordered = sorted(kinds.items(), key=lambda entry: (entry[1][0] != "target", " of " in entry[0]))
     drawn = {label: chart.lines(f"{label} ({group})", series, from_start=True) for label, (group, series) in ordered}
     charts |= {_file_name(label): svg for label, svg in drawn.items()}
-    legend = chart.legend([run.name for run in runs])
     return (
-        f"<h2>What was measured</h2><p>The dashed line is where the first run began. Point at a mark for its value.</p><p>{legend}</p>"
+        f"<h2>What was measured</h2><p>The dashed line is where the first run began. Point at a mark for its value.</p>"
         f'<div class="charts">{"".join(drawn.values())}</div>'
     )
 
@@ -185,7 +186,7 @@ def _sweep(name: str, found: Mapping[str, Any], charts: dict[str, str]) -> str:
                 series.setdefault(f"learning rate {cell['learning_rate']:g}", []).append((cell["duration"], cell["values"][target]))
         svg = chart.lines(f"{data_set}: {target} by duration", {key: sorted(curve) for key, curve in series.items()})
         charts[_file_name(f"{name}-{data_set}")] = svg
-        drawn.append(f"<div>{svg}<p>{chart.legend(list(series))}</p></div>")
+        drawn.append(svg)
         chosen = (
             f"best at {best['learning_rate']:g} for {best['duration']:,} tokens: {best[target]:.4f}, from {one['before'][target]:.4f}"
             if best
