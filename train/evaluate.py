@@ -95,7 +95,7 @@ def prepared(settings: Evaluate, manifest: Manifest, world: World, context: int 
     Refused by name: another manifest made with another tokenizer, a guard that nothing measures, questions that cannot be read.
     """
     documents = [_documents(manifest, "", settings.by, world)]
-    seen = {_label(manifest)}
+    seen: set[str] = set()
     for folder in settings.holdouts:
         other = Manifest.open(folder)
         if other.tokenizer["sha256"] != manifest.tokenizer["sha256"]:
@@ -104,7 +104,9 @@ def prepared(settings: Evaluate, manifest: Manifest, world: World, context: int 
                 f"the run's manifest with {manifest.tokenizer['name']} ({manifest.tokenizer['sha256'][:12]}); build it with the same one"
             )
         if (label := _label(other)) in seen:
-            raise UserError(f"evaluate.holdouts: {folder} is a second manifest called {label}; give it another name or version")
+            raise UserError(
+                f"evaluate.holdouts: {folder} is a second manifest called {label}; leave one out, or give it another name or version"
+            )
         seen.add(label)
         documents.append(_documents(other, f"{label}/", settings.by, world))
     encoder = choice.tokenizer(manifest.folder / "tokenizer" / "tokenizer.json") if settings.tasks else None

@@ -133,7 +133,7 @@ def rename(folder: Path, called: str, **tokenizer: object) -> None:
             {"holdouts": ["{foreign}"]},
             r"evaluate\.holdouts: .*foreign was made with the tokenizer strange \(0{12}\), the run's manifest with",
         ),
-        ({"holdouts": ["{copy}"]}, r"copy is a second manifest called small-v1; give it another name"),
+        ({"holdouts": ["{copy}", "{copy}"]}, r"copy is a second manifest called small-v1; leave one out"),
         ({"guards": ["wikipdia"]}, r"evaluate\.guards: nothing is measured of wikipdia; measured are: .*code.*prose"),
         ({"by": ["topic"]}, r"evaluate\.by: the pool of .* has no column 'topic'; it has: row, source"),
         ({"by": ["source.name"]}, r"evaluate\.by: 'source\.name' is no column of the pool; 'source' is string"),

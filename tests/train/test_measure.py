@@ -73,7 +73,7 @@ def test_measurements_are_appended_and_read_back(finished: Path, manifest_folder
     [
         (["{run}", "{manifest}", "--step", "99"], "--step 99: no such checkpoint in"),
         (["{run}/export", "{manifest}", "--step", "1"], "is no run, so it has no steps"),
-        (["{run}/export", "{manifest}", "{manifest}"], "is a second manifest called small-v1"),
+        (["{run}/export", "{manifest}", "{manifest}", "{manifest}"], "is a second manifest called small-v1"),
         (["{run}/absent", "{manifest}"], "no such folder; name a run"),
         (["{run}", "{manifest}", "-c", "absent.yaml"], "absent.yaml: cannot be read"),
         (["{run}", "{manifest}", "--harness", "arc_easy"], "is a run; name a Hugging Face folder"),
