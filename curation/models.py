@@ -22,7 +22,7 @@ import pyarrow as pa
 import xxhash
 from pydantic import BaseModel
 
-from curation.clean import cleaned, has_visible
+from curation.clean import cleaned, has_visible, spelled
 from curation.corpus import Corpus, Mask, Positions, Shard
 from curation.engine import Engine, Run
 from curation.finding import hash_files, locate
@@ -163,11 +163,11 @@ def train(
     of_samples = [
         [shard.name, shard.first_row] for reference in references if reference.sample for shard in ground.corpus.of(reference.sample.sample)
     ]
-    spelled = spelled_config(config, references)
+    written = spelled_config(config, references)
     readers = [reference.readers for reference in references if reference.readers]
     rules = [["where", role, *one.keys] for role, one in passing.items()]
     key = key_of(
-        "model", kind, signal.version(config), spelled, ground.seed, of_samples, list(ground.clean), ground.holdout, *readers, *rules
+        "model", kind, signal.version(config), written, ground.seed, of_samples, spelled(ground.clean), ground.holdout, *readers, *rules
     )
     folder = ground.work.room("models") / key
     if not folder.exists():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from curation.signals import classifier, heuristics, importance, listed, perplexity, topic
+from curation.signals import classifier, heuristics, importance, language, listed, perplexity, privacy, topic
 from curation.signals.reference import ModelFile, Reference, Sample
 
 if TYPE_CHECKING:
@@ -59,6 +59,14 @@ SIGNALS: dict[str, RowSignal[Any]] = {
         train=classifier.train,
         compute=classifier.compute,
     ),
+    "language": RowSignal(
+        config=language.LanguageConfig,
+        version=language.version,
+        fields=language.fields,
+        references=language.references,
+        train=language.train,
+        compute=language.compute,
+    ),
     "listed": RowSignal(
         config=listed.ListedConfig,
         version=listed.version,
@@ -92,5 +100,13 @@ SIGNALS: dict[str, RowSignal[Any]] = {
         references=topic.references,
         train=topic.train,
         compute=topic.compute,
+    ),
+    "privacy": RowSignal(
+        config=privacy.PrivacyConfig,
+        version=privacy.version,
+        fields=privacy.fields,
+        references=privacy.references,
+        train=privacy.train,
+        compute=privacy.compute,
     ),
 }
