@@ -10,7 +10,8 @@
 The model comes with py3langid (139 languages, naive Bayes over byte n-grams, no download); its automaton is walked here by a kernel, with the library's
 own verdicts (a test compares them). Of a text over 3 KiB three windows of 1 KiB are read, from its beginning, middle and end; the script is that of
 the whole text. Where most letters are Han without kana the code is `zh`, whatever the model says (it takes poems for Wu or Japanese), and the
-probability is that of `zh`, `wuu`, `yue` and `ja` together. Probabilities are rounded to four digits, which hides the last bits of other processors.
+probability is that of `zh`, `wuu`, `yue` and `ja` together. With `model: lid.176.bin` (or another fastText file) that model reads the same windows, the code
+is its label without `__label__`, and a text in which it finds nothing to read has none. Probabilities are rounded to four digits, which hides the last bits of other processors.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from curation.signals.reference import Reference
+from curation.signals.classifier import labels_of
+from curation.signals.reference import ModelFile, Reference
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +42,7 @@ class LanguageConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["language"]
+    model: str | None = Field(default=None, description="a fastText file (.bin or .ftz) instead of the model that comes with py3langid")
 
 
 class Tables(NamedTuple):
@@ -61,7 +64,8 @@ def version(config: LanguageConfig) -> str:
     import unicodedata
     from importlib.metadata import version
 
-    return f"language 1, py3langid {version('py3langid')}, unicode {unicodedata.unidata_version}"
+    reader = "fasttext" if config.model else f"py3langid {version('py3langid')}"
+    return f"language 1, {reader}, unicode {unicodedata.unidata_version}"
 
 
 def fields(config: LanguageConfig) -> pa.DataType:
@@ -70,12 +74,15 @@ def fields(config: LanguageConfig) -> pa.DataType:
     return pa.struct([("code", pa.string()), ("probability", pa.float64()), ("script", pa.string()), ("script_share", pa.float64())])
 
 
-def references(config: LanguageConfig) -> dict[str, Reference]:
-    return {}
+def references(config: LanguageConfig) -> dict[str, Reference | ModelFile]:
+    return {} if config.model is None else {"model": ModelFile(config.model, labels_of, lambda labels: None)}
 
 
 def train(config: LanguageConfig, texts: dict[str, pa.LargeStringArray], folder: Path, seed: int) -> None:
-    raise TypeError("the language model comes with py3langid")
+    """Puts what scoring needs of the named model into `folder`."""
+    from curation.signals import fasttext_scoring
+
+    fasttext_scoring.prepare(Path(texts["model"][0].as_py()), folder)
 
 
 def compute(config: LanguageConfig, texts: pa.LargeStringArray, model: Path | None) -> pa.StructArray:
@@ -87,19 +94,19 @@ def compute(config: LanguageConfig, texts: pa.LargeStringArray, model: Path | No
 
     names, shares = scripts.of(texts)
     windows = [sampled(text) for text in texts.to_pylist()]
-    probabilities, codes = _probabilities(windows), list(dict.fromkeys(tables().codes))
-    chinese = [codes.index(code) for code in CHINESE]
+    codes, probabilities = _probabilities(windows) if model is None else _by_fasttext(windows, model)
+    chinese = [codes.index(code) for code in CHINESE if code in codes] if "zh" in codes else []
     best = probabilities.argmax(1).tolist()
     found = probabilities.max(1)
-    spoken: list[str | None] = []
+    spoken: list[str | None] = [codes[column] for column in best]
     for row, name in enumerate(names):
-        if name in HAN:
-            found[row] = probabilities[row, chinese].sum()
-        spoken.append(None if name is None else "zh" if name in HAN else codes[best[row]])
+        if name in HAN and chinese:
+            spoken[row], found[row] = "zh", probabilities[row, chinese].sum()
     silent = np.array([name is None for name in names], np.bool_)
+    unread = silent | np.isnan(found)
     columns = [
-        pa.array(spoken, pa.string()),
-        pa.array(np.minimum(found.round(DIGITS), 1.0), mask=silent),
+        pa.array(spoken, pa.string(), mask=unread),
+        pa.array(np.minimum(found.round(DIGITS), 1.0), mask=unread),
         pa.array(names, pa.string()),
         pa.array(shares, mask=silent),
     ]
@@ -135,8 +142,18 @@ def tables() -> Tables:
     )
 
 
-def _probabilities(windows: list[bytes]) -> npt.NDArray[np.float64]:
-    """Texts x distinct codes: softmax of the log posteriors over the root of the text's bytes, as the library has it."""
+def _by_fasttext(windows: list[bytes], folder: Path) -> tuple[list[str], npt.NDArray[np.float64]]:
+    """The labels of the model in `folder`, and texts x labels."""
+    import pyarrow as pa
+
+    from curation.signals import fasttext_scoring
+
+    texts = pa.array([window.decode() for window in windows], pa.large_string())
+    return [fasttext_scoring.plain(label) for label in fasttext_scoring.labels(folder)], fasttext_scoring.probabilities(folder, texts)
+
+
+def _probabilities(windows: list[bytes]) -> tuple[list[str], npt.NDArray[np.float64]]:
+    """The distinct codes, and texts x codes: softmax of the log posteriors over the root of the text's bytes, as the library has it."""
     import numpy as np
 
     from curation.signals import automaton
@@ -150,4 +167,4 @@ def _probabilities(windows: list[bytes]) -> npt.NDArray[np.float64]:
     merged = np.zeros((len(windows), len(distinct)))
     for column, code in enumerate(known.codes):
         merged[:, distinct.index(code)] += scores[:, column]
-    return merged
+    return distinct, merged

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -119,3 +122,29 @@ def test_value_of_a_text_does_not_depend_on_its_neighbours() -> None:
 def test_every_script_listed_begins_a_name_of_unicode() -> None:
     assert set(scripts.CODES) == {*scripts.NAMES.values(), scripts.OTHER}
     assert len(scripts.CODES) < 250
+
+
+TRAIN = """
+import sys, fasttext
+fasttext.train_supervised(input=sys.argv[1], dim=8, epoch=40, lr=0.5, minCount=1, minn=2, maxn=3, bucket=2000, loss=sys.argv[3], thread=1, seed=1, verbose=0).save_model(sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("loss", ["hs", "softmax"])  # lid.176.bin has the first
+def test_language_by_a_named_fasttext_model_is_its_label(loss: str, tmp_path: Path) -> None:
+    lines = [f"__label__{code} {word}" for code in ("en", "de", "fr", "zh") for word in SENTENCES[code].split() * 8]
+    (tmp_path / "lines.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    command = [sys.executable, "-c", TRAIN, str(tmp_path / "lines.txt"), str(tmp_path / "lid.bin"), loss]
+    subprocess.run(command, capture_output=True, check=True)
+    config = SIGNAL.config.model_validate({"kind": "language", "model": "lid.bin"})
+    folder = tmp_path / "prepared"
+    folder.mkdir()
+
+    assert list(SIGNAL.references(config)) == ["model"]
+    SIGNAL.train(config, {"model": pa.array([str(tmp_path / "lid.bin")], pa.large_string())}, folder, 0)
+    texts = [SENTENCES["de"], SENTENCES["fr"], SENTENCES["en"], "大雪天地閉羣山夜來晴", "42", ""]
+    values = SIGNAL.compute(config, pa.array(texts, pa.large_string()), folder).to_pylist()
+
+    assert [value["code"] for value in values] == ["de", "fr", "en", "zh", None, None]
+    assert [value["script"] for value in values] == ["Latn", "Latn", "Latn", "Hant", None, None]
+    assert SIGNAL.version(config) != SIGNAL.version(CONFIG)
