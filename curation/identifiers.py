@@ -38,7 +38,7 @@ _ALL = ADDRESS | NUMBER | POINTED | HEXADECIMAL | LONG
 _ADDRESS = 330  # bytes of an e-mail address on both sides of its @
 
 _EMAIL = re.compile(
-    r"(?<![\w.%+-])(?!git@)[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}"
+    r"(?<![\w.%+-])(?!git@)[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}(?<!\.)@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}"
     r"(?!(?:png|jpe?g|gif|svg|webp)\b)[A-Za-z]{2,24}(?![\w@])",
     re.ASCII,  # in all of these: beside a Chinese character an address ends as beside a space
 )
