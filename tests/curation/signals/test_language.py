@@ -126,15 +126,17 @@ def test_every_script_listed_begins_a_name_of_unicode() -> None:
 
 TRAIN = """
 import sys, fasttext
-fasttext.train_supervised(input=sys.argv[1], dim=8, epoch=40, lr=0.5, minCount=1, minn=2, maxn=3, bucket=2000, loss=sys.argv[3], thread=1, seed=1, verbose=0).save_model(sys.argv[2])
+fasttext.train_supervised(input=sys.argv[1], dim=8, epoch=int(sys.argv[4]), lr=0.5, minCount=1, minn=2, maxn=3, bucket=2000, loss=sys.argv[3], thread=1, seed=1, verbose=0).save_model(sys.argv[2])
 """
 
 
-@pytest.mark.parametrize("loss", ["hs", "softmax"])  # lid.176.bin has the first
-def test_language_by_a_named_fasttext_model_is_its_label(loss: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("loss", "epochs"), [("hs", "40"), ("hs", "1000"), ("softmax", "40")]
+)  # lid.176.bin has the first; so sure a model leaves labels out
+def test_language_by_a_named_fasttext_model_is_its_label(loss: str, epochs: str, tmp_path: Path) -> None:
     lines = [f"__label__{code} {word}" for code in ("en", "de", "fr", "zh") for word in SENTENCES[code].split() * 8]
     (tmp_path / "lines.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    command = [sys.executable, "-c", TRAIN, str(tmp_path / "lines.txt"), str(tmp_path / "lid.bin"), loss]
+    command = [sys.executable, "-c", TRAIN, str(tmp_path / "lines.txt"), str(tmp_path / "lid.bin"), loss, epochs]
     subprocess.run(command, capture_output=True, check=True)
     config = SIGNAL.config.model_validate({"kind": "language", "model": "lid.bin"})
     folder = tmp_path / "prepared"
