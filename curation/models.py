@@ -1,4 +1,4 @@
-"""Models that a recipe trains for its signals: from files, or from samples of its sources as they were read.
+"""Models that a recipe trains for its signals, from files or from samples of its sources as they were read, or that it names as files.
 
 A model is named by a key over the signal's configuration and the content of its references, so a changed rule never changes a model; the clean steps and what is held out
 enter too, because references are cleaned like documents and nothing is trained on a held-out text. Each training runs in a fresh process on one thread: fastText fails on a second training in one process, and differs between runs on two threads.
