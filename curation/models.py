@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import orjson
 import pyarrow as pa
 import xxhash
 from pydantic import BaseModel
@@ -25,15 +26,16 @@ from curation.corpus import Corpus
 from curation.engine import Engine, Run
 from curation.finding import hash_files, locate
 from curation.formats import ACCEPTED, FORMATS, format_of, readers_of, true_format
-from curation.formats.records import Fields, records_of
+from curation.formats.records import Fields, Record, records_of
 from curation.holdout import draw, held_contents, texts_of
 from curation.remote import Place, on_disk
-from curation.signals import SIGNALS, ModelFile, Reference, Sample
+from curation.signals import SIGNALS, Columns, ModelFile, Reference, Sample
 from curation.work import Digests, Work, folder_atomic, key_of, sha256_folder
 from mixing import UserError
 
 TEXT = "text"
 METRICS = "metrics.json"
+TEXTS = Columns([TEXT], [TEXT])
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,23 @@ def resolve_references(
     where: str, kind: str, config: BaseModel, sources: list[str], folder: Path, run: Run, digests: Digests, engine: Engine
 ) -> list[Referenced]:
     """The references of a signal, found and hashed; everything about them that can be refused before data is read."""
+    columns = SIGNALS[kind].columns(config)
     return [
-        _resolve(f"{where}.{role}", role, one, sources, folder, run, digests, engine)
+        _resolve(f"{where}.{role}", role, one, columns.get(role, TEXTS), sources, folder, run, digests, engine)
         for role, one in SIGNALS[kind].references(config).items()
     ]
 
 
 def _resolve(
-    where: str, role: str, reference: Reference | ModelFile, sources: list[str], folder: Path, run: Run, digests: Digests, engine: Engine
+    where: str,
+    role: str,
+    reference: Reference | ModelFile,
+    wanted: Columns,
+    sources: list[str],
+    folder: Path,
+    run: Run,
+    digests: Digests,
+    engine: Engine,
 ) -> Referenced:
     if isinstance(reference, ModelFile):
         return _resolve_model(where, role, reference, folder, run, digests, engine)
@@ -71,16 +82,16 @@ def _resolve(
     root, name, patterns, paths = locate(where, reference, role, folder, run.roots)
     unknown = [path for path in paths if format_of(path) is None]
     if unknown:
-        raise UserError(f"{where}: cannot read {unknown[0]!r}; accepted, with a column '{TEXT}': {ACCEPTED}")
+        raise UserError(f"{where}: cannot read {unknown[0]!r}; accepted, with a column {_any(wanted)}: {ACCEPTED}")
     readers = readers_of(where, {path: _format(root, path) for path in paths})
     for path in paths:
-        if format_of(path) in ("parquet", "arrow", "delimited"):
-            columns = FORMATS[_format(root, path)].columns(root / path, [TEXT])
+        if format_of(path) in ("parquet", "arrow", "delimited") or wanted is not TEXTS:
+            columns = FORMATS[_format(root, path)].columns(root / path, wanted.names)
             if columns is None:
                 raise UserError(f"{where}: {path} cannot be read as {str(format_of(path)).title()}; mend it or leave it out")
             there = [column for column, _ in columns]
-            if TEXT not in there:
-                raise UserError(f"{where}: no column '{TEXT}' in {path}; it has: {', '.join(there)}")
+            if not set(wanted.needed) & set(there):
+                raise UserError(f"{where}: no column {_any(wanted)} in {path}; it has: {', '.join(there) or 'none that is known'}")
     inputs = hash_files(root, paths, digests, engine, f"hash {role}")
     spelled = {"root": name, "pattern": patterns[0], "digest": key_of([one.digest for one in inputs])}
     return Referenced(role, root, paths, None, spelled, readers)
@@ -103,6 +114,10 @@ def _resolve_model(where: str, role: str, model: ModelFile, folder: Path, run: R
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     return Referenced(role, root, paths, None, {"root": name, "pattern": patterns[0], "digest": digest}, is_model=True)
+
+
+def _any(wanted: Columns) -> str:
+    return " or ".join(f"'{name}'" for name in wanted.needed)
 
 
 def _format(root: Place, path: str) -> str:
@@ -157,7 +172,13 @@ def train(kind: str, config: BaseModel, references: list[Referenced], ground: Gr
     key = key_of("model", kind, signal.version(config), spelled, ground.seed, of_samples, list(ground.clean), ground.holdout, *readers)
     folder = ground.work.room("models") / key
     if not folder.exists():
-        texts = {reference.role: _texts(kind, reference, ground, engine) for reference in references}
+        columns = signal.columns(config)
+        texts = {
+            reference.role: _records(kind, reference, columns[reference.role], ground)
+            if reference.role in columns
+            else _texts(kind, reference, ground, engine)
+            for reference in references
+        }
         for role, found in texts.items():
             if not len(found):
                 raise UserError(f"{kind}: the reference '{role}' holds no text; it needs documents with a visible '{TEXT}'")
@@ -180,16 +201,33 @@ def _texts(kind: str, reference: Referenced, ground: Ground, engine: Engine) -> 
         records = list(records_of(FORMATS[_format(reference.root, path)].read(reference.root / path, fields, 0, None)))
         texts = [record.text for record in records if record.text is not None]
         if SIGNALS[kind].whole:
-            lost = [record for record in records if record.text is None]
-            if lost:
-                raise UserError(
-                    f"{kind}: {path}#{lost[0].position} cannot be read: {lost[0].reason}; mend the list, no entry of it may be lost"
-                )
+            _refuse_loss(kind, path, records)
             found += texts
         else:
             readable = [text for text, _ in (cleaned(text, ground.clean) for text in texts) if has_visible(text)]
             found += [text for text in readable if xxhash.xxh3_128_digest(text.encode()) not in reserved]
     return pa.array(found, pa.large_string())
+
+
+def _records(kind: str, reference: Referenced, wanted: Columns, ground: Ground) -> pa.LargeStringArray:
+    """The records of a reference as JSON objects of their columns as text, cleaned like documents, and where they stand under the name of none."""
+    assert reference.root is not None
+    fields = Fields(None, None, dict.fromkeys(wanted.names, "string"))
+    found = []
+    for path in reference.paths:
+        records = list(records_of(FORMATS[_format(reference.root, path)].read(reference.root / path, fields, 0, None)))
+        _refuse_loss(kind, path, records)
+        for record in records:
+            values = zip(wanted.names, record.columns, strict=True)
+            texts = {name: cleaned(value, ground.clean)[0] for name, value in values if isinstance(value, str)}
+            found.append(orjson.dumps({"": f"{path}#{record.position}", **texts}))
+    return pa.array(found, pa.large_binary()).cast(pa.large_string())
+
+
+def _refuse_loss(kind: str, path: str, records: list[Record]) -> None:
+    lost = next((record for record in records if record.reason is not None), None)
+    if lost is not None:
+        raise UserError(f"{kind}: {path}#{lost.position} cannot be read: {lost.reason}; mend the list, no entry of it may be lost")
 
 
 def _train_apart(kind: str, config: BaseModel, texts: dict[str, pa.LargeStringArray], folder: Path, ground: Ground) -> None:

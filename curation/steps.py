@@ -98,12 +98,13 @@ def fate_of(index: int, *, no_value: bool = False) -> int:
 
 
 class Placed(NamedTuple):
-    """A signal that has been added: the step that did it, the key of its sidecars, its type, and whether it names survivors."""
+    """A signal that has been added: the step that did it, the key of its sidecars, its type, whether it names survivors, and which parts of a value are evidence."""
 
     step: int
     key: str
     type: pa.DataType
     survivors: bool
+    evidence: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -395,15 +396,19 @@ def _model_and_key(step: Add, ground: Ground, decided: Decided, models: dict[int
     if step.references:
         model = train(step.kind, step.config, step.references, ground, engine)
         models[step.index] = model.folder
-        engine.memory.require(f"add {step.name}", worker=sum(path.stat().st_size for path in model.folder.rglob("*")))
+        if not signal.mapped:
+            engine.memory.require(f"add {step.name}", worker=sum(path.stat().st_size for path in model.folder.rglob("*")))
         decided.models[step.name] = (step.kind, model)
+        if (caveat := signal.caveat(model.folder)) is not None:
+            decided.warnings[step.name] = f"steps[{step.index - 1}].add.{step.name}: {caveat}"
     return key_of(
         "signal", step.kind, signal.version(step.config), spelled_config(step.config, step.references), model.sha256 if model else None
     )
 
 
 def _place(decided: Decided, step: Add, key: str, *, survivors: bool) -> None:
-    signals = decided.state.signals | {step.name: Placed(step.index, key, step.type, survivors)}
+    evidence = () if survivors else SIGNALS[step.kind].evidence
+    signals = decided.state.signals | {step.name: Placed(step.index, key, step.type, survivors, evidence)}
     decided.state = replace(decided.state, signals=signals)
 
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from curation.signals import classifier, heuristics, importance, listed, perplexity, topic
-from curation.signals.reference import ModelFile, Reference, Sample
+from curation.signals import classifier, contamination, heuristics, importance, listed, perplexity, topic
+from curation.signals.reference import Columns, ModelFile, Reference, Sample
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["SIGNALS", "ModelFile", "Reference", "RowSignal", "Sample"]
+__all__ = ["SIGNALS", "Columns", "ModelFile", "Reference", "RowSignal", "Sample"]
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -39,10 +39,27 @@ class RowSignal(Generic[Config]):
         [Config, pa.LargeStringArray, Path | None], pa.Array
     ]  # (config, texts, the trained folder): one value per text, never NaN
     reads: Callable[[Config], str] = lambda config: "text"  # what `compute` is given: the text, or one of key, content and origin
+    columns: Callable[[Config], dict[str, Columns]] = lambda config: {}  # by role: records with these, as JSON objects instead of texts
+    caveat: Callable[[Path], str | None] = lambda folder: None  # what the user should know of the trained folder
+    mapped: bool = False  # the model is memory-mapped: one copy for all workers, which the kernel may drop
+    evidence: tuple[str, ...] = ()  # the parts of a value that say why it made a rule drop a document
     whole: bool = False  # a reference with a record that cannot be used is refused, not read without it
 
 
 SIGNALS: dict[str, RowSignal[Any]] = {
+    "contamination": RowSignal(
+        config=contamination.ContaminationConfig,
+        version=contamination.version,
+        fields=contamination.fields,
+        references=contamination.references,
+        train=contamination.train,
+        compute=contamination.compute,
+        columns=contamination.columns,
+        caveat=contamination.caveat,
+        mapped=True,
+        evidence=contamination.EVIDENCE,
+        whole=True,
+    ),
     "heuristics": RowSignal(
         config=heuristics.HeuristicsConfig,
         version=heuristics.version,
@@ -76,6 +93,7 @@ SIGNALS: dict[str, RowSignal[Any]] = {
         references=perplexity.references,
         train=perplexity.train,
         compute=perplexity.compute,
+        mapped=True,
     ),
     "importance": RowSignal(
         config=importance.ImportanceConfig,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,6 +20,13 @@ class Sample(BaseModel):
 
     sample: str
     documents: int = Field(default=5000, gt=0)
+
+
+class Columns(NamedTuple):
+    """What a reference of records is read for instead of texts: a file has one of the columns `needed`, and all of `names` that it has are read."""
+
+    needed: list[str]
+    names: list[str]
 
 
 Reference = str | Sample  # a text is a file pattern, read as the files of a source are
