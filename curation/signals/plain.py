@@ -29,6 +29,7 @@ Points = npt.NDArray[np.uint32]
 Places = npt.NDArray[np.int64]
 
 FIRST = 1
+_SOFT_HYPHEN = 0xAD
 _NOTHING = 3  # a class besides those of curation.words: inside a word, and no part of it
 _RUNNING = "a abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd label mark q s samp small span strike strong sub sup time tt u var wbr"
 _BREAKING = (
@@ -66,7 +67,7 @@ def plain_tables() -> Plain:
             if classes[base] != SEPARATOR:
                 folded[code] = base
     classes[0x300:0x370] = _NOTHING
-    classes[[0xAD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF]] = _NOTHING
+    classes[[_SOFT_HYPHEN, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF]] = _NOTHING
     names = {name: running for running, row in ((1, _RUNNING), (0, _BREAKING)) for name in row.split()}
     tags = sorted((_name_hash(name), running) for name, running in names.items())
     values = sorted((_name_hash(name[:-1]), ord(text[0])) for name, text in html.entities.html5.items() if name.endswith(";"))
@@ -218,26 +219,32 @@ def _decoded(data: Bytes, at: int) -> tuple[int, int]:
 
 
 @kernel
+def _character(data: Bytes, at: int, end: int, plain: Plain) -> tuple[int, int]:
+    """(the byte behind what stands at `at`, the code point that it means): a character, an entity, or a tag, which is a line break, or nothing in running text."""
+    point = int(data[at])
+    if point >= 0x80:
+        return _decoded(data, at)
+    if point == 38:
+        behind, meant = _entity(data, at, end, plain)
+        if behind > 0:
+            return behind, meant
+    elif point == 60:
+        behind, running = _tag(data, at, end, plain)
+        if behind > 0:
+            return behind, _SOFT_HYPHEN if running else 10
+    return at + 1, point
+
+
+@kernel
 def _read_words(data: Bytes, at: int, end: int, plain: Plain, words: Words, count: int) -> int:
     """The words of one text into `words` from `count` on; the new count."""
     value = np.uint64(_SEED)
     inside, first = False, True
     while at < end:
-        begin, point = at, int(data[at])
-        at += 1
-        running = False
-        if point >= 0x80:
-            at, point = _decoded(data, begin)
-        elif point == 38:
-            behind, meant = _entity(data, begin, end, plain)
-            if behind > 0:
-                at, point = behind, meant
-        elif point == 60:
-            behind, meant = _tag(data, begin, end, plain)
-            if behind > 0:
-                at, point, running = behind, 10, meant == 1
+        begin = at
+        at, point = _character(data, begin, end, plain)
         kind = plain.classes[point]
-        if running or kind == _NOTHING:
+        if kind == _NOTHING:
             continue
         if inside and kind != _LETTER:
             words.hashes[count] = value ^ (value >> np.uint64(29))
