@@ -6,6 +6,7 @@ enter too, because references are cleaned like documents and nothing is trained 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -29,9 +30,11 @@ from curation.formats import ACCEPTED, FORMATS, format_of, readers_of, true_form
 from curation.formats.records import Fields, Record, records_of
 from curation.holdout import draw, held_contents, texts_of
 from curation.remote import Place, on_disk
-from curation.signals import SIGNALS, Columns, ModelFile, Reference, Sample
+from curation.signals import SIGNALS, Columns, ModelFile, ModelFolder, Reference, Sample
+from curation.tokens import HUB_NAME, hub_folder
 from curation.work import Digests, Work, folder_atomic, key_of, sha256_folder
 from mixing import UserError
+from mixing.manifest import canonical_json
 
 TEXT = "text"
 METRICS = "metrics.json"
@@ -49,6 +52,7 @@ class Referenced:
     spelled: object
     readers: dict[str, str] = field(default_factory=dict)
     is_model: bool = False
+    is_folder: bool = False
 
 
 def resolve_references(
@@ -65,7 +69,7 @@ def resolve_references(
 def _resolve(
     where: str,
     role: str,
-    reference: Reference | ModelFile,
+    reference: Reference | ModelFile | ModelFolder,
     wanted: Columns,
     sources: list[str],
     folder: Path,
@@ -73,6 +77,8 @@ def _resolve(
     digests: Digests,
     engine: Engine,
 ) -> Referenced:
+    if isinstance(reference, ModelFolder):
+        return _resolve_folder(where, role, reference, folder, run, digests, engine)
     if isinstance(reference, ModelFile):
         return _resolve_model(where, role, reference, folder, run, digests, engine)
     if isinstance(reference, Sample):
@@ -93,8 +99,8 @@ def _resolve(
             if not set(wanted.needed) & set(there):
                 raise UserError(f"{where}: no column {_any(wanted)} in {path}; it has: {', '.join(there) or 'none that is known'}")
     inputs = hash_files(root, paths, digests, engine, f"hash {role}")
-    spelled = {"root": name, "pattern": patterns[0], "digest": key_of([one.digest for one in inputs])}
-    return Referenced(role, root, paths, None, spelled, readers)
+    named = [one.digest if wanted is TEXTS else [one.path, one.digest] for one in inputs]  # a record's place names it
+    return Referenced(role, root, paths, None, {"root": name, "pattern": patterns[0], "digest": key_of(named)}, readers)
 
 
 def _resolve_model(where: str, role: str, model: ModelFile, folder: Path, run: Run, digests: Digests, engine: Engine) -> Referenced:
@@ -114,6 +120,33 @@ def _resolve_model(where: str, role: str, model: ModelFile, folder: Path, run: R
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     return Referenced(role, root, paths, None, {"root": name, "pattern": patterns[0], "digest": digest}, is_model=True)
+
+
+def _resolve_folder(where: str, role: str, model: ModelFolder, folder: Path, run: Run, digests: Digests, engine: Engine) -> Referenced:
+    """A model's folder, found here or on the hub, looked into and hashed."""
+    local = folder / Path(model.path).expanduser()
+    on_hub = not local.exists() and ":" not in model.path and HUB_NAME.fullmatch(model.path.partition("@")[0]) is not None
+    if on_hub:
+        root, name, pattern = (
+            hub_folder(where, model.path, model.files, "a folder with a transformers model, or a hub name"),
+            "hub",
+            model.path,
+        )
+    else:
+        found, name, patterns, _ = locate(where, f"{model.path}/config.json", role, folder, run.roots)
+        if not isinstance(found, Path):
+            raise UserError(
+                f"{where}: {model.path} lies in an object store; a model is read from a local folder or the Hugging Face hub: copy it"
+            )
+        root, pattern = (found / patterns[0]).parent, Path(model.path).name
+    try:
+        model.check(root)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    paths = sorted({path.name for files in model.files for path in root.glob(files)})
+    inputs = hash_files(root, paths, digests, engine, f"hash {role}")
+    digest = hashlib.sha256(canonical_json([[one.path, one.digest] for one in inputs]).encode()).hexdigest()
+    return Referenced(role, root, paths, None, {"root": name, "pattern": pattern, "digest": digest}, is_folder=True)
 
 
 def _any(wanted: Columns) -> str:
@@ -138,16 +171,17 @@ def spelled_config(config: BaseModel, references: list[Referenced]) -> dict[str,
 
 @dataclass(frozen=True)
 class Model:
-    """A trained model: its folder, the sha256 over its files, and its key."""
+    """A model: its folder, the sha256 over its files, its key, and the bytes that using it takes."""
 
     folder: Path
     sha256: str
     key: str
+    bytes: int
 
     def metrics(self) -> dict[str, Any] | None:
-        """What its training measured on texts it held out; None where there is no such file."""
+        """What its training measured on texts it held out; None where there is no such file, and for a model that others trained."""
         path = self.folder / METRICS
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() and self.folder.name == self.key else None
 
 
 @dataclass(frozen=True)
@@ -162,7 +196,7 @@ class Ground:
 
 
 def train(kind: str, config: BaseModel, references: list[Referenced], ground: Ground, engine: Engine) -> Model:
-    """The signal's model, trained unless the work directory has it."""
+    """The signal's model, trained unless the work directory has it, or where it lies."""
     signal = SIGNALS[kind]
     of_samples = [
         [shard.name, shard.first_row] for reference in references if reference.sample for shard in ground.corpus.of(reference.sample.sample)
@@ -170,6 +204,12 @@ def train(kind: str, config: BaseModel, references: list[Referenced], ground: Gr
     spelled = spelled_config(config, references)
     readers = [reference.readers for reference in references if reference.readers]
     key = key_of("model", kind, signal.version(config), spelled, ground.seed, of_samples, list(ground.clean), ground.holdout, *readers)
+    for reference in references:
+        if reference.is_folder:
+            assert isinstance(reference.root, Path)
+            size = sum((reference.root / path).stat().st_size for path in reference.paths)
+            assert isinstance(reference.spelled, dict)
+            return Model(reference.root, reference.spelled["digest"], key, size)
     folder = ground.work.room("models") / key
     if not folder.exists():
         columns = signal.columns(config)
@@ -184,7 +224,7 @@ def train(kind: str, config: BaseModel, references: list[Referenced], ground: Gr
                 raise UserError(f"{kind}: the reference '{role}' holds no text; it needs documents with a visible '{TEXT}'")
         with folder_atomic(folder) as temporary:
             _train_apart(kind, config, texts, temporary, ground)
-    return Model(folder, sha256_folder(folder), key)
+    return Model(folder, sha256_folder(folder), key, sum(path.stat().st_size for path in folder.rglob("*")))
 
 
 def _texts(kind: str, reference: Referenced, ground: Ground, engine: Engine) -> pa.LargeStringArray:

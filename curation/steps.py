@@ -363,6 +363,10 @@ def decide(steps: list[Step], ground: Ground, state: State, engine: Engine) -> D
         elif isinstance(step, Top):
             ranked = engine.map(rank, [(shard, step, decided.state) for shard in corpus.shards], step.config.told)
             stretch.append(replace(step, cut=find_cut(ranked, step.config.tokens, step.config.documents, step.config.share)))
+        elif isinstance(step, Add) and SIGNALS[step.kind].processes is not None:
+            _run(stretch, corpus, models, decided, engine)
+            stretch = []
+            _run([step], corpus, models, decided, engine, _processes(step))
         else:
             stretch.append(step)
     by_source = _run(stretch, corpus, models, decided, engine)
@@ -397,13 +401,20 @@ def _model_and_key(step: Add, ground: Ground, decided: Decided, models: dict[int
         model = train(step.kind, step.config, step.references, ground, engine)
         models[step.index] = model.folder
         if not signal.mapped:
-            engine.memory.require(f"add {step.name}", worker=sum(path.stat().st_size for path in model.folder.rglob("*")))
+            memory = engine.memory._replace(workers=min(engine.memory.workers, _processes(step) or engine.memory.workers))
+            memory.require(f"add {step.name}", worker=model.bytes)
         decided.models[step.name] = (step.kind, model)
         if (caveat := signal.caveat(model.folder)) is not None:
             decided.warnings[step.name] = f"steps[{step.index - 1}].add.{step.name}: {caveat}"
     return key_of(
         "signal", step.kind, signal.version(step.config), spelled_config(step.config, step.references), model.sha256 if model else None
     )
+
+
+def _processes(step: Add) -> int | None:
+    """How many processes may compute a signal; None for all of them."""
+    processes = SIGNALS[step.kind].processes
+    return None if processes is None else processes()
 
 
 def _place(decided: Decided, step: Add, key: str, *, survivors: bool) -> None:
@@ -416,10 +427,12 @@ def _dropped_in(corpus: Corpus, decided: Decided) -> list[Dropped]:
     return [Dropped(shard, decided.state.fates(shard), decided.state.rows[shard.source], decided.state.work) for shard in corpus.shards]
 
 
-def _run(stretch: list[Step], corpus: Corpus, models: dict[int, Path], decided: Decided, engine: Engine) -> dict[str, list[Loss]]:
+def _run(
+    stretch: list[Step], corpus: Corpus, models: dict[int, Path], decided: Decided, engine: Engine, at_most: int | None = None
+) -> dict[str, list[Loss]]:
     """Takes all shards through a stretch; returns what each source has lost to duplicates so far, which the guard has seen."""
     label = ", ".join(step.name for step in stretch if isinstance(step, Add)) or "decide"
-    outcomes = engine.map(advance, [(shard, stretch, models, decided.state) for shard in corpus.shards], label)
+    outcomes = engine.map(advance, [(shard, stretch, models, decided.state) for shard in corpus.shards], label, at_most)
     decided.dropped = {source.name: {} for source in corpus.sources}
     alive = dict.fromkeys(decided.dropped, 0)
     for shard, outcome in zip(corpus.shards, outcomes, strict=True):

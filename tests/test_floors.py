@@ -48,6 +48,7 @@ ORDER = {
         "passages",
         "tokens",
         "signals.reference",
+        "signals.causal_lm",
         "signals.plain",
         "signals.overlap",
         "signals.contamination",

@@ -33,6 +33,16 @@ Reference = str | Sample  # a text is a file pattern, read as the files of a sou
 
 
 @dataclass(frozen=True)
+class ModelFolder:
+    """A folder with a model, or the name of one on the Hugging Face hub; `files` are the patterns of those that decide its values. It is used where it lies. `check` raises a
+    UserError where the recipe does not fit it."""
+
+    path: str
+    files: tuple[str, ...]
+    check: Callable[[Path], None]
+
+
+@dataclass(frozen=True)
 class ModelFile:
     """One file with a trained model. What `look` finds in it (JSON) is remembered by the file's digest; `check` raises a UserError where the recipe does not fit it."""
 
