@@ -29,6 +29,7 @@ from curation.finding import hash_files, locate
 from curation.formats import ACCEPTED, FORMATS, format_of, readers_of, true_format
 from curation.formats.records import Fields, Record, records_of
 from curation.holdout import draw, held_contents, texts_of
+from curation.memory import Memory
 from curation.remote import Place, on_disk
 from curation.signals import SIGNALS, Columns, ModelFile, ModelFolder, Reference, Sample
 from curation.tokens import HUB_NAME, hub_folder
@@ -225,6 +226,14 @@ def train(kind: str, config: BaseModel, references: list[Referenced], ground: Gr
         with folder_atomic(folder) as temporary:
             _train_apart(kind, config, texts, temporary, ground)
     return Model(folder, sha256_folder(folder), key, sum(path.stat().st_size for path in folder.rglob("*")))
+
+
+def require(model: Model, kind: str, step: str, memory: Memory) -> None:
+    """Refuses a model for which the processes that will have it have no room; one that is mapped takes none."""
+    signal = SIGNALS[kind]
+    if not signal.mapped:
+        at_most = signal.processes() if signal.processes is not None else None
+        memory._replace(workers=min(memory.workers, at_most or memory.workers)).require(f"add {step}", worker=model.bytes)
 
 
 def _texts(kind: str, reference: Referenced, ground: Ground, engine: Engine) -> pa.LargeStringArray:

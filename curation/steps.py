@@ -32,7 +32,7 @@ from curation.holdout import holdout_of
 from curation.live import DEDUP, SHOWN, LiveShard, Priority, find_duplicates, find_repeats, report_of
 from curation.losses import ALIVE as ALIVE
 from curation.losses import Copies, Dropped, Loss, Removal, gone, guard, losses, survivors_of, told, within
-from curation.models import Ground, Model, Referenced, spelled_config, train
+from curation.models import Ground, Model, Referenced, require, spelled_config, train
 from curation.ranking import Cut, Ranked, TopConfig, find_cut, lots, order_key
 from curation.signals import SIGNALS
 from curation.tokenized import tokenize
@@ -363,10 +363,10 @@ def decide(steps: list[Step], ground: Ground, state: State, engine: Engine) -> D
         elif isinstance(step, Top):
             ranked = engine.map(rank, [(shard, step, decided.state) for shard in corpus.shards], step.config.told)
             stretch.append(replace(step, cut=find_cut(ranked, step.config.tokens, step.config.documents, step.config.share)))
-        elif isinstance(step, Add) and SIGNALS[step.kind].processes is not None:
+        elif isinstance(step, Add) and (processes := SIGNALS[step.kind].processes) is not None:
             _run(stretch, corpus, models, decided, engine)
             stretch = []
-            _run([step], corpus, models, decided, engine, _processes(step))
+            _run([step], corpus, models, decided, engine, processes())
         else:
             stretch.append(step)
     by_source = _run(stretch, corpus, models, decided, engine)
@@ -400,9 +400,7 @@ def _model_and_key(step: Add, ground: Ground, decided: Decided, models: dict[int
     if step.references:
         model = train(step.kind, step.config, step.references, ground, engine)
         models[step.index] = model.folder
-        if not signal.mapped:
-            memory = engine.memory._replace(workers=min(engine.memory.workers, _processes(step) or engine.memory.workers))
-            memory.require(f"add {step.name}", worker=model.bytes)
+        require(model, step.kind, step.name, engine.memory)
         decided.models[step.name] = (step.kind, model)
         if (caveat := signal.caveat(model.folder)) is not None:
             decided.warnings[step.name] = f"steps[{step.index - 1}].add.{step.name}: {caveat}"
@@ -411,16 +409,9 @@ def _model_and_key(step: Add, ground: Ground, decided: Decided, models: dict[int
     )
 
 
-def _processes(step: Add) -> int | None:
-    """How many processes may compute a signal; None for all of them."""
-    processes = SIGNALS[step.kind].processes
-    return None if processes is None else processes()
-
-
 def _place(decided: Decided, step: Add, key: str, *, survivors: bool) -> None:
-    evidence = () if survivors else SIGNALS[step.kind].evidence
-    signals = decided.state.signals | {step.name: Placed(step.index, key, step.type, survivors, evidence)}
-    decided.state = replace(decided.state, signals=signals)
+    placed = Placed(step.index, key, step.type, survivors, SIGNALS[step.kind].evidence if step.kind in SIGNALS else ())
+    decided.state = replace(decided.state, signals=decided.state.signals | {step.name: placed})
 
 
 def _dropped_in(corpus: Corpus, decided: Decided) -> list[Dropped]:

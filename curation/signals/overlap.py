@@ -230,10 +230,16 @@ def _whole(hashes: Hashes, offsets: Offsets, whole: Hashes) -> None:
 
 @kernel
 def _set_bits(keys: Hashes, bits: Hashes) -> None:
-    shift = _shift(64 * bits.size)
+    shift = _shift(bits.size)
     for key in keys:
-        slot = key >> shift
-        bits[slot >> np.uint64(6)] |= np.uint64(1) << (slot & np.uint64(63))
+        bits[key >> shift] |= _three_bits(key)
+
+
+@kernel
+def _three_bits(key: np.uint64) -> np.uint64:
+    """Three bits of one word: with 16 bits a key one absent key in 150 finds them set, and needs two looks more. (One bit: one in 16, and half the speed with a million items.)"""
+    one, last = np.uint64(1), np.uint64(63)
+    return one << (key & last) | one << (key >> np.uint64(6) & last) | one << (key >> np.uint64(12) & last)
 
 
 @kernel
@@ -259,7 +265,7 @@ def _rank(index: Index, key: np.uint64) -> int:
 @kernel
 def _found_grams(words: Words, begin: int, end: int, index: Index, ranks: Indices, ats: Indices) -> int:
     """The n-grams of the text of words `[begin, end)` that the index has: their numbers and their first words."""
-    shift, length = _shift(64 * index.bits.size), index.lengths[0]
+    shift, length = _shift(index.bits.size), index.lengths[0]
     out, rolling, hits = _power(length), np.uint64(0), 0
     for at in range(begin, end):
         rolling = rolling * _BASE + words.hashes[at]
@@ -268,8 +274,8 @@ def _found_grams(words: Words, begin: int, end: int, index: Index, ranks: Indice
         if at >= begin + length:
             rolling -= words.hashes[at - length] * out
         key = _sealed(rolling, length)
-        slot = key >> shift
-        if index.bits[slot >> np.uint64(6)] >> (slot & np.uint64(63)) & np.uint64(1):
+        bits = _three_bits(key)
+        if index.bits[key >> shift] & bits == bits:
             rank = _rank(index, key)
             if rank >= 0:
                 ranks[hits], ats[hits] = rank, at - length + 1
