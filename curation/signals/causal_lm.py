@@ -161,7 +161,7 @@ def score(
         for window in _windows(last - first, scorer.context, scorer.stride)
     ]
     sums = np.zeros(len(windows))
-    for batch, length in _batches(windows, scorer.rows):
+    for batch, length in _batches(windows, scorer.rows, scorer.context):
         rows = np.zeros((max(1, scorer.rows // length), length), np.int64)
         for row, number in enumerate(batch):
             at = windows[number]
@@ -185,15 +185,15 @@ def _windows(length: int, context: int, stride: int) -> Iterator[Window]:
         end = min(begin + context, length)
 
 
-def _batches(windows: list[Window], tokens: int) -> Iterator[tuple[list[int], int]]:
-    """(numbers of windows, the length of their rows): the windows one by one, or by length, as many rows as `tokens` allows."""
+def _batches(windows: list[Window], tokens: int, context: int) -> Iterator[tuple[list[int], int]]:
+    """(numbers of windows, the length of their rows): the windows one by one, or by length, as many rows as `tokens` allows and none longer than `context`."""
     lengths = [window.end - window.begin for window in windows]
     if not tokens:
         yield from (([number], length) for number, length in enumerate(lengths))
         return
     by_length: dict[int, list[int]] = {}
     for number, length in enumerate(lengths):
-        by_length.setdefault(max(SHORTEST, 1 << (length - 1).bit_length()), []).append(number)
+        by_length.setdefault(min(context, max(SHORTEST, 1 << (length - 1).bit_length())), []).append(number)
     for length, numbers in sorted(by_length.items(), reverse=True):  # the largest first: memory that does not suffice shows at once
         rows = max(1, tokens // length)
         yield from ((numbers[first : first + rows], length) for first in range(0, len(numbers), rows))

@@ -8,7 +8,7 @@ A text's share of a passage is the number of distinct n-grams of the passage tha
 of the passage follows for as many words as the passage has and n more, so a book is not charged with what its chapters have together, and no text hides anything by being long.
 
 N-grams go by 64-bit hashes, sorted, behind a table of bits that tells in one look that an n-gram is not there (exact: what passes is compared). With 30 million n-grams one of
-600 billion others falls on the hash of one of them. About 24 bytes an n-gram, memory-mapped, so that the workers of a machine share one copy.
+600 billion others falls on the hash of one of them. About 24 bytes an n-gram, memory-mapped, so that the workers of a machine share one copy; building holds about 100.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from curation.engine import Engine
 from curation.signals import SIGNALS
-from curation.signals.causal_lm import CausalLMConfig, _loaded, score
+from curation.signals.causal_lm import CausalLMConfig, Window, _batches, _loaded, score
 from curation.tokens import Encoder, TokenizerConfig, resolve
 from mixing import UserError
 
@@ -127,6 +127,14 @@ def test_batches_of_one_shape_give_each_text_what_it_has_alone(model: Path) -> N
     assert np.array_equal(scored(texts[::-1])[::-1], alone)
     unpadded = score(scorer._replace(rows=0), *scorer.encoder.encode(texts))[0]
     assert np.allclose(alone, unpadded, rtol=1e-5)
+
+
+def test_rows_of_a_batch_are_no_longer_than_the_context() -> None:
+    windows = [Window(0, 0, length, 1) for length in (2, 40, 70, 100)]
+
+    batches = list(_batches(windows, 200, 100))
+
+    assert [(batch, length) for batch, length in batches] == [([2, 3], 100), ([0, 1], 64)]
 
 
 def test_control_tokens_in_a_text_are_text(model: Path) -> None:
