@@ -102,6 +102,12 @@ class Checkpoint(_Settings):
     keep: int = Field(default=2, ge=1)
 
 
+class Parallel(_Settings):
+    """Under torchrun: `replicate` copies of the model, each sharded over the other processes (HSDP); 1: sharded over all of them (FSDP)."""
+
+    replicate: int = Field(default=1, ge=1)
+
+
 class ManifestName(_Settings):
     """The manifest that a resolved configuration belongs to."""
 
@@ -111,13 +117,20 @@ class ManifestName(_Settings):
 
 
 class Config(_Settings):
-    """`batch`: sequences of one step over all processes. `micro_batch`: sequences of one forward pass (null: all that a process holds of a step)."""
+    """`batch`: sequences of one step over all processes. `micro_batch`: sequences of one forward pass (null: all that a process holds of a step).
+
+    How fast, never what: `recompute` drops a block's activations after its forward pass, all of them (`full`) or all but those of matrix products
+    and attention (`selective`), and computes them again in the backward pass; `compile` compiles each block.
+    """
 
     model: Model
     seed: int = Field(default=17, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     batch: int = Field(ge=1)
     micro_batch: int | None = Field(default=None, ge=1)
+    recompute: Literal["none", "selective", "full"] = "none"
+    compile: bool = False
+    parallel: Parallel = Parallel()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     evaluate: Evaluate = Evaluate()
