@@ -106,7 +106,7 @@ ORDER = {
         "report",
         "cli",
     ],
-    "train": ["train", "config", "stream", "attention", "model", "optim", "checkpoint", "evaluate", "loop", "__main__"],
+    "train": ["train", "config", "stream", "attention", "loss", "weights", "model", "optim", "checkpoint", "evaluate", "loop", "__main__"],
 }
 BETWEEN = {"curation": {"curation", "mixing"}, "mixing": {"mixing"}, "train": {"train", "mixing"}}
 TRAIN_MAY_IMPORT = {"mixing", "mixing.manifest", "mixing.measurements"}

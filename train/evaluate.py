@@ -88,7 +88,7 @@ def evaluate(model: PreTrainedModel, held: Holdouts, precision: str, world: Worl
     with evaluating(model):
         for rows in held.rows:
             there = rows.to(world.device)
-            sums += tally(losses(model, there, precision), there, len(held.sources))
+            sums += tally(losses(model, there, precision)[1], there, len(held.sources))
     nats, predictions, _tokens = world.total(sums).tolist()
     return {
         source: Score(nats[number], int(predictions[number]), size)

@@ -28,7 +28,7 @@ from transformers import AutoConfig, PreTrainedModel
 from mixing import UserError
 from mixing.manifest import Manifest
 from mixing.measurements import Measurement, append
-from train import checkpoint, optim
+from train import checkpoint, optim, weights
 from train import config as settings
 from train import model as models
 from train.config import Config
@@ -150,23 +150,23 @@ def flat(nested: dict[str, Any], above: str = "") -> dict[str, Any]:
 def prepared(run: Run, newest: Path | None) -> tuple[PreTrainedModel, torch.optim.Optimizer, checkpoint.State]:
     """The model, proven to keep documents apart, its optimizer, and where to go on."""
     folder, manifest, config, world = run
-    if newest is not None:
-        model = models.new_model(AutoConfig.from_pretrained(folder / "model"), config.seed)
-    elif config.start == "weights":
-        assert config.model.path is not None
-        model = models.load_weights(config.model.path)
-    else:
-        model = models.new_model(models.architecture(config), config.seed)
-    models.refuse_mismatch(model, config.model.path if newest is None and config.start == "weights" else None, manifest)
+    loaded = config.model.path if newest is None and config.start == "weights" else None
+    model = weights.skeleton(models.architecture(config) if newest is None else AutoConfig.from_pretrained(folder / "model"))
+    models.refuse_mismatch(model, loaded, manifest)
     if newest is None and world.rank == 0:
         checkpoint.write_blueprint(folder, model, manifest)
     model = models.place(model, config, world)
-    models.check_isolation(model, config, manifest, world)
+    if loaded is not None:
+        weights.read(model, loaded)
+    elif newest is None:
+        weights.draw(model, models.derived_seed(config.seed, "weights"))
     optimizer = optim.adamw(model, config.optimizer)
-    if newest is None:
-        return model, optimizer, checkpoint.State(0, 0, 0, manifest.digest, settings.config_digest(config))
-    checkpoint.restore(newest, model, optimizer, world)
-    return model, optimizer, checkpoint.read_state(newest)
+    state = checkpoint.State(0, 0, 0, manifest.digest, settings.config_digest(config))
+    if newest is not None:
+        checkpoint.restore(newest, model, optimizer, world)
+        state = checkpoint.read_state(newest)
+    models.check_isolation(model, config, manifest, world)
+    return model, optimizer, state
 
 
 def follow_plan(run: Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer, held: Holdouts, state: checkpoint.State) -> None:
@@ -203,8 +203,8 @@ def take_step(run: Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer
             model.set_requires_gradient_sync(number == len(step.micro_batches) - 1)
         nats = torch.zeros(there.targets.shape, device=world.device)
         if step.predictions:
-            nats = models.losses(model, there, config.precision)
-            (nats.sum() / step.predictions).backward()  # type: ignore[no-untyped-call]
+            total, nats = models.losses(model, there, config.precision)
+            (total / step.predictions).backward()  # type: ignore[no-untyped-call]
         sums += models.tally(nats, there, sums.shape[1])
     sums = world.total(sums).cpu()
     fed = sums[1:].sum(1).long().tolist()
