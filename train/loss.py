@@ -71,14 +71,14 @@ def sum_of_nats(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tenso
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-    result: tuple[torch.Tensor, torch.Tensor] = _SumOfNats.apply(hidden, weight, targets, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+    result: tuple[torch.Tensor, torch.Tensor] = _SumOfNats.apply(hidden, weight, targets, torch.is_grad_enabled())
     return result
 
 
 def losses_of(model: PreTrainedModel, targets: torch.Tensor, forward: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum of nats over predictions, and each one, fp32 [m, L] without gradient; `forward` runs the model and returns its logits."""
-    head = model.get_output_embeddings()
-    if type(head) is nn.Linear and head.bias is None and model not in _whole:
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if isinstance(head, nn.Linear) and head.bias is None and model not in _whole:
         found: list[torch.Tensor] = []
 
         def shortcut(hidden: torch.Tensor) -> torch.Tensor:
