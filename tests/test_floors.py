@@ -106,7 +106,25 @@ ORDER = {
         "report",
         "cli",
     ],
-    "train": ["train", "config", "stream", "attention", "loss", "weights", "model", "optim", "checkpoint", "evaluate", "loop", "__main__"],
+    "train": [
+        "train",
+        "config",
+        "schedule",
+        "stream",
+        "attention",
+        "loss",
+        "weights",
+        "model",
+        "exact",
+        "guard",
+        "optim",
+        "checkpoint",
+        "evaluate",
+        "start",
+        "record",
+        "loop",
+        "__main__",
+    ],
 }
 BETWEEN = {"curation": {"curation", "mixing"}, "mixing": {"mixing"}, "train": {"train", "mixing"}}
 TRAIN_MAY_IMPORT = {"mixing", "mixing.manifest", "mixing.measurements"}

@@ -14,8 +14,8 @@ from mixing.manifest import Manifest
 from train import model as models
 from train import weights
 from train.config import Config, resolved
-from train.loop import Run
 from train.model import World
+from train.start import Run
 
 LLAMA = {
     "model_type": "llama",

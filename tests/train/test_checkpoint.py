@@ -12,35 +12,44 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mixing import UserError
 from mixing.manifest import Manifest
 from train import checkpoint
-from train.checkpoint import State, checkpoints, export_checkpoint, read_state, restore, save, tensors
-from train.loop import Run
+from train.checkpoint import Saver, State, checkpoints, export_checkpoint, model_tensors, read_state, restore
 from train.model import architecture, new_model
-from train.optim import adamw
+from train.optim import Optimizer
+from train.start import Run
 
 
 def state(step: int) -> State:
     return State(step, 8 * step, 512 * step, "m" * 64, "c" * 64)
 
 
-def trained(model: Any, run: Run, steps: int) -> torch.optim.AdamW:
+def trained(model: Any, run: Run, steps: int) -> Optimizer:
     """An optimizer that has taken some steps on random gradients."""
-    optimizer = adamw(model, run.config.optimizer)
+    optimizer = Optimizer(model, run.config)
     torch.manual_seed(3)
     for _ in range(steps):
-        for parameter in model.parameters():
-            parameter.grad = torch.randn_like(parameter)
-        optimizer.step()
+        gradients = {name: torch.randn_like(parameter) for name, parameter in model.named_parameters()}
+        optimizer.step(gradients, 0.01, torch.ones(()), torch.zeros(()), 512)
     return optimizer
+
+
+def tensors(model: Any, optimizer: Optimizer) -> dict[str, torch.Tensor]:
+    return model_tensors(model) | optimizer.tensors()
+
+
+def save(run: Run, state: State, model: Any, optimizer: Optimizer, keep: int = 2) -> None:
+    with Saver(run.folder, keep, run.world) as saver:
+        saver.save(state, tensors(model, optimizer))
+        saver.wait()
 
 
 def test_restored_tensors_are_the_saved_ones_bit_for_bit(model: Any, run: Run) -> None:
     optimizer = trained(model, run, 3)
     saved = {name: tensor.clone() for name, tensor in tensors(model, optimizer).items()}
-    save(run.folder, state(3), model, optimizer, 2, run.world)
+    save(run, state(3), model, optimizer)
 
     other = new_model(architecture(run.config), seed=99)
-    other_optimizer = adamw(other, run.config.optimizer)
-    restore(run.folder / "checkpoints/step-3", other, other_optimizer, run.world)
+    other_optimizer = Optimizer(other, run.config)
+    restore(run.folder / "checkpoints/step-3", tensors(other, other_optimizer), sharded=False)
 
     restored = tensors(other, other_optimizer)
     assert restored.keys() == saved.keys()
@@ -53,25 +62,25 @@ def test_restored_tensors_are_the_saved_ones_bit_for_bit(model: Any, run: Run) -
 def test_saved_checkpoints_beyond_keep_are_removed_the_oldest_first(model: Any, run: Run) -> None:
     optimizer = trained(model, run, 1)
     for step in (8, 9, 10, 11):
-        save(run.folder, state(step), model, optimizer, 2, run.world)
+        save(run, state(step), model, optimizer)
 
     assert [path.name for path in checkpoints(run.folder)] == ["step-10", "step-11"]
 
 
 def test_checkpoint_that_a_kill_left_incomplete_is_never_read_and_goes_with_the_next(model: Any, run: Run) -> None:
     optimizer = trained(model, run, 1)
-    save(run.folder, state(1), model, optimizer, 2, run.world)
+    save(run, state(1), model, optimizer)
     left = run.folder / "checkpoints/step-2.incomplete"
     shutil.copytree(run.folder / "checkpoints/step-1", left)
 
     assert [path.name for path in checkpoints(run.folder)] == ["step-1"]
-    save(run.folder, state(2), model, optimizer, 2, run.world)
+    save(run, state(2), model, optimizer)
     assert [path.name for path in checkpoints(run.folder)] == ["step-1", "step-2"]
     assert not left.exists()
 
 
 def test_checkpoint_with_a_file_cut_short_is_refused_by_name(model: Any, run: Run) -> None:
-    save(run.folder, state(1), model, trained(model, run, 1), 2, run.world)
+    save(run, state(1), model, trained(model, run, 1))
     folder = run.folder / "checkpoints/step-1"
     (shard,) = folder.glob("*.safetensors")
     size = shard.stat().st_size
@@ -89,7 +98,7 @@ def test_exported_folder_loads_in_transformers_with_equal_logits(model: Any, run
     optimizer = trained(model, run, 2)
     run.folder.mkdir()
     checkpoint.write_blueprint(run.folder, model, manifest)
-    save(run.folder, state(2), model, optimizer, 2, run.world)
+    save(run, state(2), model, optimizer)
     ids = torch.arange(40)[None] % 256
 
     folder = export_checkpoint(run.folder, tmp_path / "exported", None)
@@ -116,11 +125,11 @@ def test_tied_weights_are_saved_once_and_stay_tied(run: Run) -> None:
     tied = run.config.model.model_copy(update={"config": run.config.model.config | {"tie_word_embeddings": True}})
     config = run.config.model_copy(update={"model": tied})
     model = new_model(architecture(config), 1)
-    save(run.folder, state(1), model, trained(model, run, 1), 2, run.world)
-    assert not any("lm_head" in name for name in tensors(model))
+    save(run, state(1), model, trained(model, run, 1))
+    assert not any("lm_head" in name for name in model_tensors(model))
 
     other = new_model(architecture(config), 2)
-    restore(run.folder / "checkpoints/step-1", other, adamw(other, config.optimizer), run.world)
+    restore(run.folder / "checkpoints/step-1", tensors(other, Optimizer(other, config)), sharded=False)
 
     assert other.lm_head.weight is other.model.embed_tokens.weight
     assert torch.equal(other.lm_head.weight, model.lm_head.weight)
