@@ -138,7 +138,7 @@ def ours(manifest: Manifest, config: Config) -> Callable[[Step], float]:
 
     def train_one(step: Step) -> float:
         outcome = loop.take_step(run, learner, step, config.optimizer.learning_rate)
-        return float(outcome.sums[0].sum() / step.predictions)
+        return float(sum(outcome.read()[0][0]) / step.predictions)
 
     train_one.model = model  # type: ignore[attr-defined]
     return train_one
