@@ -100,5 +100,167 @@ def export(run_folder: Path, output: Path, step: int | None, kind: str) -> None:
         click.echo(export_checkpoint(run_folder, output, step, kind))
 
 
+@main.command()
+@click.argument("model", metavar="RUN|FOLDER", type=click.Path(path_type=Path))
+@click.argument("manifests", nargs=-1, required=True, metavar="MANIFEST...", type=click.Path(path_type=Path))
+@click.option("-c", "--config", type=click.Path(path_type=Path), help="A YAML file with the keys of `evaluate`. Default: those of RUN.")
+@click.option("--step", type=int, help="The checkpoint of RUN. Default: the newest.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Default: that of RUN, else fp32.")
+@click.option("--harness", metavar="TASK,…", help="Also these tasks of lm-evaluation-harness, on a folder (extra `eval`).")
+@click.option("--include", type=click.Path(path_type=Path), metavar="DIR", help="A folder with tasks of your own for --harness.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Append the measurements to this .jsonl file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the measurements as JSON Lines.")
+def evaluate(
+    model: Path,
+    manifests: tuple[Path, ...],
+    config: Path | None,
+    step: int | None,
+    precision: str | None,
+    harness: str | None,
+    include: Path | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure a checkpoint of RUN or a Hugging Face FOLDER.
+
+    Hold-out loss of the first MANIFEST per source and component, of further ones per source, and the tests of the configuration. Works the same
+    under torchrun.
+    """
+    with _refusals():
+        from train import measure
+
+        if harness and measure.is_run(model):
+            raise UserError(f"--harness: {model} is a run; name a Hugging Face folder, such as {model / 'export'}")
+        found = measure.measure(model, manifests, config, step, precision)
+        if os.environ.get("RANK", "0") == "0":
+            if harness:
+                found += measure.harnessed(model, harness.split(","), include, manifests[0])
+            if output:
+                from mixing.measurements import append
+
+                append(output, found)
+            click.echo(measure.as_json(found) if as_json else measure.shown(found))
+
+
+@main.command()
+@click.argument("models", nargs=-1, required=True, metavar="[NAME=]FOLDER...")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The folder to write; it must not exist."
+)
+@click.option("--weights", metavar="W,W,…", help="The weights, which add up to 1. Default: all the same.")
+@click.option("--grid", type=click.IntRange(min=1), metavar="N", help="Measure all weights that are multiples of 1/N, and write the best.")
+@click.option("-m", "--manifest", "manifests", multiple=True, type=click.Path(path_type=Path), help="With --grid: what to measure on.")
+@click.option("-c", "--config", type=click.Path(path_type=Path), help="With --grid: a YAML file with the keys of `evaluate`.")
+@click.option("--target", metavar="METRIC", help="With --grid: the metric to be best in, such as loss/medical.")
+@click.option(
+    "--guard", "guards", multiple=True, metavar="METRIC=TOLERANCE", help="With --grid: how much worse than the first model it may be."
+)
+def soup(
+    models: tuple[str, ...],
+    output: Path,
+    weights: str | None,
+    grid: int | None,
+    manifests: tuple[Path, ...],
+    config: Path | None,
+    target: str | None,
+    guards: tuple[str, ...],
+) -> None:
+    """Average models: a base and what was trained from it, or one model per data set.
+
+    With --grid every average is measured, DIR also holds measurements.jsonl and ratios.csv for strategy `regression`, and a table is printed.
+    """
+    with _refusals():
+        from train import soup as soups
+        from train import soup_search
+
+        named = {model.partition("=")[0] or model: Path(model.rpartition("=")[2]) for model in models}
+        if len(named) < max(2, len(models)):
+            raise UserError(f"{', '.join(models)}: a soup is made of two or more models with different names; write NAME=FOLDER")
+        if grid is None:
+            parts = soups.ingredients(list(named.values()))
+            try:
+                given = [float(weight) for weight in weights.split(",")] if weights else [1 / len(parts)] * len(parts)
+            except ValueError:
+                raise UserError(f"--weights {weights}: numbers with commas between them are needed, such as 0.5,0.5") from None
+            click.echo(soups.write(parts, given, output))
+            return
+        if weights or not manifests or not target:
+            raise UserError("--grid: give --manifest and --target too, and no --weights")
+        tolerances = {}
+        for guard in guards:
+            metric, equals, tolerance = guard.rpartition("=")
+            if not equals or not tolerance.replace(".", "", 1).isdigit():
+                raise UserError(f"--guard {guard}: write METRIC=TOLERANCE, such as loss/general=0.05")
+            tolerances[metric] = float(tolerance)
+        found = soup_search.search(named, grid, manifests, config, target, tolerances, output)
+        click.echo(f"{soup_search.shown(found, target, tolerances)}\n\n{output}")
+
+
+@main.command()
+@click.argument("config", metavar="SWEEP.yaml", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The sweep's folder; one that is there goes on."
+)
+@click.option("--jobs", type=click.IntRange(min=1), help="Learning rates and data sets at once. Default: one per GPU.")
+@click.option("--json", "as_json", is_flag=True, help="Print what sweep.json holds.")
+def sweep(config: Path, output: Path, jobs: int | None, as_json: bool) -> None:
+    """Train learning rates by durations by data sets, and choose.
+
+    The same command goes on after an interruption; finished cells are never run again.
+    """
+    with _refusals():
+        import json
+
+        from train import sweep as sweeps
+
+        result = sweeps.run_sweep(config, output, jobs)
+        if os.environ.get("RANK", "0") == "0":
+            click.echo(json.dumps(result, indent=1) if as_json else sweeps.shown(result))
+
+
+@main.command()
+@click.argument("sweep_folder", metavar="SWEEP", type=click.Path(path_type=Path))
+@click.option("--parameters", type=float, metavar="N", help="With --base-tokens: also the best target by training FLOPs, 6 N D.")
+@click.option("--base-tokens", type=float, default=0.0, metavar="D", help="Tokens of the base model's pre-training.")
+def characterise(sweep_folder: Path, parameters: float | None, base_tokens: float) -> None:
+    """Say what each data set of a finished SWEEP did to each metric: helped, hurt or neither, against noise."""
+    with _refusals():
+        from train import characterise as characters
+
+        click.echo(characters.shown(characters.characterise(sweep_folder)))
+        if parameters:
+            for row in characters.compute(sweep_folder, parameters, base_tokens):
+                click.echo(f"{row['data_set']}  {row['duration']:,} tokens  {row['flops']:.3g} FLOPs  {row['metric']} {row['best']:.4f}")
+
+
+@main.command()
+@click.argument("folders", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="The page to write.")
+@click.option(
+    "--figures", type=click.Path(path_type=Path), metavar="DIR", help="Each chart as SVG too, and as PNG with the extra `report`."
+)
+def report(folders: tuple[Path, ...], output: Path, figures: Path | None) -> None:
+    """Draw the curves of several runs (and sweeps and soups) into one self-contained page."""
+    with _refusals():
+        from train import report as reports
+
+        reports.write(reports.report(folders), output, figures)
+        click.echo(output)
+
+
+@main.command()
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("trained", nargs=-1, required=True, metavar="TRAINED...", type=click.Path(path_type=Path))
+def updates(base: Path, trained: tuple[Path, ...]) -> None:
+    """Say how far each layer moved from BASE: relative updates, and the lowest five layers over the highest five."""
+    with _refusals():
+        from train import stability
+
+        for folder in trained:
+            found = stability.relative_updates(base, folder)
+            layers = "  ".join(f"{number}: {value:.4f}" for number, value in enumerate(found.layers))
+            click.echo(f"{folder}  lowest / highest {'n/a' if found.ratio is None else f'{found.ratio:.3f}'}  {layers}")
+
+
 if __name__ == "__main__":
     main()

@@ -203,20 +203,25 @@ def export(run: Path, folder: Path, checkpoint: Path, kind: str = "model") -> No
     partial.rename(folder)
 
 
-def export_checkpoint(run: Path, folder: Path, step: int | None, kind: str = "model") -> Path:
-    """A checkpoint of a run, by default the newest, as the folder `folder`, which must not exist yet."""
+def chosen(run: Path, step: int | None) -> Path:
+    """The checkpoint of `step`, by default the newest."""
     found = {step_of(path): path for path in checkpoints(run)}
     if not found:
         raise UserError(f"{run}: no checkpoint of a training run here; give the folder that `train run` wrote to")
     if step is not None and step not in found:
         raise UserError(f"--step {step}: no such checkpoint in {run}; it has {', '.join(map(str, found))}")
+    return found[max(found) if step is None else step]
+
+
+def export_checkpoint(run: Path, folder: Path, step: int | None, kind: str = "model") -> Path:
+    """A checkpoint of a run, by default the newest, as the folder `folder`, which must not exist yet."""
+    source = chosen(run, step)
     if folder.exists():
         raise UserError(f"{folder}: exists; name a folder that does not")
-    chosen = found[max(found) if step is None else step]
-    read_state(chosen)
+    read_state(source)
     prepare_transformers()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    export(run, folder, chosen, kind)
+    export(run, folder, source, kind)
     return folder
 
 

@@ -141,11 +141,42 @@ class Exact(_Settings):
     bins: int = Field(ge=1)
 
 
-class Evaluate(_Settings):
-    """Hold-out loss per source, at token 0, after every `every` tokens and at the end. `guards`: the sources that are not to be forgotten."""
+class Task(_Settings):
+    """A multiple-choice test in a .jsonl or .parquet `file`, one question a row: of the texts in the column `choices` one is right, and `answer` is the
+    column with its number (from 0) or its text. `prompt` is what stands before an option, with `{column}` for what a column holds; `where` takes
+    only rows whose columns have these values."""
 
+    file: str
+    prompt: str = "Question: {question}\nAnswer:"
+    choices: str = "choices"
+    answer: str = "answer_idx"
+    where: dict[str, str | int] = {}
+
+
+class Evaluate(_Settings):
+    """What is measured beside training: at token 0, after `first` tokens, twice, four times, … as many, after every `every` tokens, and at the end.
+
+    Hold-out loss per source and component, per value of the pool columns in `by`, and of other manifests (`holdouts`, folders); the tests in `tasks`,
+    and of those in `core` (by category) one average. `guards` is what is not to be forgotten: sources, components, tasks, `core_average`,
+    `<column>=<value>`, `<name>-v<version>/<source>` of another manifest. `items` also records what each document and question gave.
+    """
+
+    first: Cadence | None = 0.005
     every: Cadence = 0.1
     guards: list[str] = []
+    by: list[str] = []
+    holdouts: list[str] = []
+    tasks: dict[str, Task] = {}
+    core: dict[str, list[str]] = {}
+    items: bool = False
+
+    @model_validator(mode="after")
+    def _core_of_tasks(self) -> Evaluate:
+        if missing := sorted({task for tasks in self.core.values() for task in tasks} - self.tasks.keys()):
+            raise ValueError(f"core has '{missing[0]}', which is not among tasks: {', '.join(self.tasks) or 'none'}")
+        if empty := [category for category, tasks in self.core.items() if not tasks]:
+            raise ValueError(f"core.{empty[0]} has no tasks; name some, or leave the category out")
+        return self
 
 
 class Checkpoint(_Settings):
@@ -179,6 +210,7 @@ class ManifestName(_Settings):
 
 class Config(_Settings):
     """`batch`: sequences of one step over all processes. `micro_batch`: sequences of one forward pass (null: all that a process holds of a step).
+    `tokens`: how much of the plan is trained on, to whole steps (null: all). `simulate`: the length of a run whose repetition this shorter one imitates.
 
     `freeze`: what stays as it is: `embeddings`, `head`, layers (`3`, `0-11`). `ema`: the half-life, in tokens, of an average of the weights that is
     kept beside them. `time_limit`: a checkpoint is saved and the run stops after so long (`90m`, `11.5h`). `peak_flops`: floating-point operations a
@@ -205,6 +237,8 @@ class Config(_Settings):
     ema: Cadence | None = None
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
+    tokens: Cadence | None = None
+    simulate: Annotated[int | None, BeforeValidator(lambda value: value if value is None else _amount(value))] = None
     time_limit: Annotated[str, Field(pattern=r"^[0-9]*\.?[0-9]+[smh]$")] | None = None
     peak_flops: float | None = Field(default=None, gt=0)
     tensorboard: bool = False
@@ -279,10 +313,6 @@ def resolved(config: Config, manifest: Manifest, start: Begin, origin: Origin | 
             f"manifest.digest: the configuration belongs to {config.manifest.digest}, {manifest.folder} is {manifest.digest}; "
             "give the manifest it was made for, or remove the key manifest"
         )
-    if unknown := sorted(set(config.evaluate.guards) - set(header["holdout"])):
-        raise UserError(
-            f"evaluate.guards: no held-out documents of {', '.join(unknown)}; the manifest holds out: {', '.join(header['holdout']) or 'none'}"
-        )
     lengths = {stage["name"]: stage["tokens"] for stage in manifest.stages}
     if unknown := sorted(set(config.stages) - set(lengths)):
         raise UserError(f"stages.{unknown[0]}: no such stage; the manifest has: {', '.join(lengths)}")
@@ -291,13 +321,16 @@ def resolved(config: Config, manifest: Manifest, start: Begin, origin: Origin | 
         name: stage.model_copy(update={"schedule": stage.schedule and stage.schedule.in_tokens(lengths[name])})
         for name, stage in config.stages.items()
     }
+    evaluate = config.evaluate
     return config.model_copy(
         update={
             "model": _with_vocabulary(config.model, manifest),
             "schedule": config.schedule.in_tokens(total),
             "stages": stages,
             "ema": config.ema and tokens(config.ema, total),
-            "evaluate": config.evaluate.model_copy(update={"every": tokens(config.evaluate.every, total)}),
+            "evaluate": evaluate.model_copy(
+                update={"first": evaluate.first and tokens(evaluate.first, total), "every": tokens(evaluate.every, total)}
+            ),
             "checkpoint": config.checkpoint.model_copy(update={"every": tokens(config.checkpoint.every, total)}),
             "start": start,
             "origin": origin,

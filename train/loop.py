@@ -22,16 +22,18 @@ from mixing import UserError
 from mixing.manifest import Manifest
 from train import checkpoint, exact, optim, weights
 from train import config as settings
+from train import evaluate as evaluation
 from train import model as models
 from train.checkpoint import State, Tensors
 from train.config import Config
-from train.evaluate import Holdouts, evaluate, holdouts
+from train.evaluate import Examination, evaluate
 from train.guard import Guard
 from train.optim import Optimizer
 from train.record import Outcome, Record, Taken, progress_bar
 from train.schedule import learning_rate
 from train.start import Run, decided_start, opened
 from train.stream import Step, micro_batch_size, steps
+from train.window import windowed
 
 
 class Stopped(Exception):
@@ -42,15 +44,15 @@ def train(manifest_path: Path, config: Config, start: settings.Start | None, fol
     """Trains `config` on the manifest and returns the run's folder."""
     models.prepare_transformers()
     with models.joined_world() as world, clear_memory_errors():
-        manifest = Manifest.open(manifest_path)
+        manifest = windowed(Manifest.open(manifest_path), config.batch, config.tokens, config.simulate)
         folder = folder or Path("runs") / f"{manifest.header['name']}-v{manifest.header['version']}"
         mode = decided_start(start, config, folder, source)
         if config.exact:
             exact.refuse(config, world)
         with opened(folder, mode, config, manifest, world, source) as (run, newest):
             learner, state = prepared(run, newest)
-            held = holdouts(manifest, micro_batch_size(run.config.batch, run.config.rows, world.size), world)
-            follow_plan(run, learner, held, state)
+            context = getattr(learner.model.config, "max_position_embeddings", None)
+            follow_plan(run, learner, evaluation.prepared(run.config.evaluate, manifest, world, context), state)
             if world.rank == 0:
                 checkpoint.export(folder, folder / "export", checkpoint.checkpoints(folder)[-1])
             world.meet()
@@ -101,7 +103,7 @@ def prepared(run: Run, newest: Path | None) -> tuple[Learner, State]:
     return learner, state
 
 
-def follow_plan(run: Run, learner: Learner, held: Holdouts, state: State) -> None:
+def follow_plan(run: Run, learner: Learner, examination: Examination, state: State) -> None:
     """Every step from `state` to the end of the plan, with its record, and the evaluations and checkpoints that fall due."""
     folder, manifest, config, world = run
     size = micro_batch_size(config.batch, config.rows, world.size)
@@ -112,7 +114,7 @@ def follow_plan(run: Run, learner: Learner, held: Holdouts, state: State) -> Non
         asked_to_stop(config.seconds) as stopping,
     ):
         if state.sequence == 0:
-            record.measured(evaluate(learner.model, held, config.precision, world), state, None)
+            record.measured(evaluate(learner.model, examination, config.precision, world), state, None)
         feed = steps(manifest, state.sequence, config.batch, size, world.rank, world.size, world.device)
         while (began := time.perf_counter()) and (step := next(feed, None)) is not None:
             stall = time.perf_counter() - began
@@ -121,12 +123,12 @@ def follow_plan(run: Run, learner: Learner, held: Holdouts, state: State) -> Non
             before, state = state, state._replace(step=state.step + 1, sequence=step.last, tokens=state.tokens + step.tokens)
             stop = record.stepped(Taken(state, step, outcome, rate, time.perf_counter() - began, stall))
             at_end = step.last == manifest.sequences
-            measure = at_end or due(config.evaluate.every, before.tokens, state.tokens)
+            measure = at_end or evaluation.is_due(config.evaluate, before.tokens, state.tokens)
             save = at_end or stop or due(config.checkpoint.every, before.tokens, state.tokens)
             if measure or save:
                 stop = record.flush() or stop
             if measure:
-                record.measured(evaluate(learner.model, held, config.precision, world), state, rate)
+                record.measured(evaluate(learner.model, examination, config.precision, world), state, rate)
             if save or stop:
                 record.sync()
                 saver.save(state, learner.tensors())

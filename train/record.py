@@ -29,7 +29,7 @@ from mixing import UserError
 from mixing.manifest import Manifest
 from mixing.measurements import Measurement, append
 from train.checkpoint import State, write_text
-from train.evaluate import Score, measurements
+from train.evaluate import Result, measurements, write_items
 from train.optim import ends
 from train.start import Run
 from train.stream import Step
@@ -172,7 +172,7 @@ class Record:
             click.echo(f"sequences {step.first} to {step.last} skipped: {reason}; {len(rows)} documents, named in {self.metrics}", err=True)
         return {"reason": reason, "sequences": [step.first, step.last], "pool_rows": sorted(rows)}
 
-    def measured(self, scores: dict[str, Score], state: State, rate: float | None) -> None:
+    def measured(self, results: list[Result], state: State, rate: float | None) -> None:
         """The lines of measurements.jsonl for one evaluation, after a step at the learning rate `rate`."""
         folder, manifest, config, world = self.run
         if world.rank == 0:
@@ -189,7 +189,9 @@ class Record:
                 value=None,
                 commit=self.commit,
             )
-            append(self.measurements, measurements(scores, config.evaluate.guards, blank))
+            append(self.measurements, measurements(results, config.evaluate.guards, blank))
+            if config.evaluate.items:
+                write_items(folder / "items" / f"{state.tokens}.parquet", results)
 
     def sync(self) -> None:
         """The lines so far on disk, before a checkpoint lets them count as done."""

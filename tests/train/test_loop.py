@@ -99,10 +99,12 @@ def test_measurements_start_at_token_0_and_end_at_the_last(finished: Path, manif
 
     assert sorted({row["tokens"] for row in table})[0] == 0
     assert {row["tokens"] // 5000 for row in table} == set(range(total // 5000 + 1))
+    assert len({row["tokens"] for row in table if row["tokens"] < 5000}) > 4
     assert max(row["tokens"] for row in table) == total
     assert {row["metric"] for row in table} == {
-        f"{metric}/{source}" for metric in ("loss", "bits_per_byte") for source in ("code", "prose")
+        f"{metric}{source}" for metric in ("loss", "bits_per_byte") for source in ("", "/code", "/prose")
     }
+    assert {row["component"] for row in table if row["metric"] == "loss"} <= set(manifest.component_names)
     assert {row["group"] for row in table if row["metric"].endswith("prose")} == {"guard"}
     assert {row["manifest"] for row in table} == {manifest.digest}
     assert all((row["learning_rate"] is None) == (row["tokens"] == 0) == (row["epochs"] is None) for row in table)

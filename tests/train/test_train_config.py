@@ -85,11 +85,6 @@ def test_resolved_for_another_manifest_is_refused(settings: dict[str, Any], mani
         resolved(validated(Config, settings | {"manifest": other}), manifest, "fresh")
 
 
-def test_resolved_with_a_guard_that_is_not_held_out_is_refused(settings: dict[str, Any], manifest: Manifest) -> None:
-    with pytest.raises(UserError, match=r"evaluate\.guards: no held-out documents of wikipdia; the manifest holds out: code, prose"):
-        resolved(validated(Config, settings | {"evaluate": {"guards": ["wikipdia"]}}), manifest, "fresh")
-
-
 def test_config_digest_changes_with_what_decides_the_result_only(settings: dict[str, Any], manifest: Manifest) -> None:
     def digest(**changed: object) -> str:
         return config_digest(resolved(validated(Config, settings | changed), manifest, "fresh"))
