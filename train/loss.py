@@ -85,7 +85,7 @@ def losses_of(model: PreTrainedModel, targets: torch.Tensor, forward: Callable[[
 
         def shortcut(hidden: torch.Tensor) -> torch.Tensor:
             total, nats = sum_of_nats(hidden.flatten(0, -2), head.weight, targets.flatten())
-            found.extend([total.view(1, 1, 1), nats.view(targets.shape)])
+            found.extend([total.view(1, 1, 1).clone(), nats.view(targets.shape)])  # FSDP warns of views
             return found[0]
 
         head.forward = shortcut
