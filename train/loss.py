@@ -63,7 +63,7 @@ class _SumOfNats(torch.autograd.Function):
         return nats.sum(), nats
 
     @staticmethod
-    def backward(ctx: Any, *scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override,unused-ignore]
         (toward_hidden, toward_weight, dtype), ctx.toward = ctx.toward, None
         return toward_hidden.mul_(scale[0]), None if toward_weight is None else toward_weight.mul_(scale[0]).to(dtype), None, None
 
@@ -73,19 +73,19 @@ def sum_of_nats(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tenso
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-    result: tuple[torch.Tensor, torch.Tensor] = _SumOfNats.apply(hidden, weight, targets, torch.is_grad_enabled())
+    result: tuple[torch.Tensor, torch.Tensor] = _SumOfNats.apply(hidden, weight, targets, torch.is_grad_enabled())  # type: ignore[no-untyped-call,unused-ignore]
     return result
 
 
 def losses_of(model: PreTrainedModel, targets: torch.Tensor, forward: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum of nats over predictions, and each one, fp32 [m, L] without gradient; `forward` runs the model and returns its logits."""
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if isinstance(head, nn.Linear) and head.bias is None and model not in _whole:
+    if isinstance(head, nn.Linear) and getattr(head, "bias", None) is None and model not in _whole:
         found: list[torch.Tensor] = []
 
         def shortcut(hidden: torch.Tensor) -> torch.Tensor:
             total, nats = sum_of_nats(hidden.flatten(0, -2), head.weight, targets.flatten())
-            found.extend([total.view(1, 1, 1).clone(), nats.view(targets.shape)])  # FSDP warns of a view
+            found.extend([total.view(1, 1, 1).clone(), nats.view(targets.shape)])  # FSDP warns of views
             return found[0]
 
         head.forward = shortcut
