@@ -40,6 +40,8 @@ def attend(
     sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention inside each piece. query [m, heads, L, d]; key and value [m, groups, L, d]; result [m, L, heads, d]."""
@@ -47,35 +49,46 @@ def attend(
         raise UserError(
             f"model: {type(module).__name__} does not hand the document boundaries on to its attention; it cannot be trained on packed rows"
         )
+    if softcap is not None or s_aux is not None:  # too little to be seen in a new model's logits, and not in a trained one's
+        raise UserError(
+            f"model: {type(module).__name__} has a soft cap or sinks in its attention, which is causal attention with a scale and a window here; "
+            "set attn_logit_softcapping to null in config.json if the model was trained so, or take another"
+        )
     rows, _heads, width, _size = query.shape
     query, key, value = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))
     if query.is_cuda and value.dtype in (torch.bfloat16, torch.float16) and not dropout:
         from torch.nn.attention.varlen import varlen_attn
 
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
+        pieces = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
         mixed = varlen_attn(
             query.to(value.dtype),  # under autocast the rotary embedding leaves queries and keys in fp32
             key.to(value.dtype),
             value,
-            cu_seq_lens_q,
-            cu_seq_lens_q,
-            max_length_q,
-            max_length_q,
+            *pieces,
             scale=scaling,
             window_size=window,
             enable_gqa=key.shape[1] != query.shape[1],
         )
         assert isinstance(mixed, torch.Tensor)
     else:
-        mixed = _per_piece(query, key, value, cu_seq_lens_q.diff().tolist(), scaling, dropout, sliding_window)
+        mixed = _per_piece(query, key, value, cu_seq_lens_q, scaling, dropout, sliding_window)
     return mixed.view(rows, width, *mixed.shape[1:]), None
 
 
+def bucketed(rows: Rows) -> tuple[torch.Tensor, int]:
+    """The boundaries with empty pieces at the end, and the longest piece, each up to a power of two: compiled blocks see few sizes."""
+    count, longest = len(rows.boundaries), min(1 << (rows.longest - 1).bit_length(), rows.input_ids.shape[1])
+    missing = max(64, 1 << (count - 1).bit_length()) - count
+    return F.pad(rows.boundaries, (0, missing), value=rows.input_ids.numel()), longest
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _per_piece(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    lengths: list[int],
+    boundaries: torch.Tensor,
     scaling: float | None,
     dropout: float,
     sliding_window: int | None,
@@ -87,6 +100,7 @@ def _per_piece(
     fills a whole zero tensor, 92 ms.
     """
     parts = []
+    lengths = [length for length in boundaries.diff().tolist() if length]
     for q, k, v in zip(*(part.transpose(0, 1).unsqueeze(0).split_with_sizes(lengths, 2) for part in (query, key, value)), strict=True):
         n = q.shape[2]
         mask = None

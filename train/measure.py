@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedModel
 from mixing import UserError, validated
 from mixing.manifest import Manifest
 from mixing.measurements import Measurement
-from train import checkpoint, evaluate
+from train import checkpoint, evaluate, weights
 from train import config as settings
 from train import model as models
 from train.config import Config, Evaluate
@@ -44,20 +44,22 @@ def subject(path: Path, step: int | None, precision: str | None, manifest: Manif
         stored = settings.load(path / "config.yaml")
         chosen = checkpoint.chosen(path, step)
         state = checkpoint.read_state(chosen)
-        model = models.new_model(AutoConfig.from_pretrained(path / "model"), seed=0)
+        model = weights.skeleton(AutoConfig.from_pretrained(path / "model"))
         models.refuse_mismatch(model, str(path / "model"), manifest)
         tokens, guards, seed = state.tokens, stored.evaluate.guards, stored.seed
     elif step is not None:
         raise UserError(f"--step {step}: {path} is no run, so it has no steps; name a run, or leave --step out")
     else:
-        model = models.load_weights(str(path))
+        model = weights.skeleton(AutoConfig.from_pretrained(path))
         models.refuse_mismatch(model, str(path), manifest)
         tokens, guards, seed, chosen, stored = 0, [], 0, None, None
     precision = precision or (stored.precision if stored else "fp32")
     config = Config.model_validate({"model": {"path": str(path)}, "batch": 1, "precision": precision, "seed": seed})
     model = models.place(model, config, world)
     if chosen is not None:
-        checkpoint.restore(chosen, model, None, world)
+        checkpoint.restore(chosen, checkpoint.model_tensors(model), world.sharded)
+    else:
+        weights.read(model, str(path))
     models.check_isolation(model, config, manifest, world)
     return Subject(model, path.name, config, tokens, guards)
 

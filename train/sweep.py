@@ -28,7 +28,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from mixing import UserError, validated
 from mixing.manifest import Manifest
 from mixing.measurements import Measurement, append
-from train import checkpoint, goal, loop
+from train import checkpoint, goal, loop, start
 from train import config as settings
 from train import model as models
 from train.config import Config
@@ -220,7 +220,7 @@ def run_sweep(path: Path, folder: Path, jobs: int | None) -> dict[str, Any]:
     sweep = read_sweep(path)
     models.prepare_transformers()
     folder.mkdir(parents=True, exist_ok=True)
-    with models.joined_world() as world, loop.locked(folder) if world.rank == 0 else nullcontext():
+    with models.joined_world() as world, start.locked(folder) if world.rank == 0 else nullcontext():
         refuse_other_sweep(sweep, folder, world)
         waiting = [lane for lane in lanes(sweep) if not all(finished(folder / "cells" / cell.name) for cell in cells(sweep, lane))]
         devices = torch.cuda.device_count()
