@@ -19,10 +19,11 @@ import pyarrow as pa
 
 from curation import rules
 from curation.components import assign, predicates
-from curation.corpus import Corpus, Positions, Shard, chunkless, read_sidecar, sidecar_path
+from curation.corpus import Corpus, Positions, Shard, chunkless, contents, read_sidecar, sidecar_path
 from curation.engine import Engine
+from curation.live import MEMBER
 from curation.ranking import lots
-from curation.steps import ALIVE, Add, Keep, State, Step, Top, contents, fate_of, frame, numbers, signal_values, start
+from curation.steps import ALIVE, Add, Keep, State, Step, Top, fate_of, frame, numbers, signal_values, start
 from curation.tokenized import TokenIds, tokenize
 from mixing.draws import Documents
 from mixing.manifest import NO_COMPONENT, Holdout, canonical_json
@@ -253,7 +254,14 @@ def _survivors(shard: Shard, key: str, positions: Positions, state: State) -> li
     assert sidecar is not None
     found = sidecar.values.take(pa.array(positions))
     columns = [found.field(name).to_pylist() for name in ("origin", "row", "similarity")]
-    return [None if one[0] is None else canonical_json(dict(zip(SURVIVOR_KEYS, one, strict=True))) for one in zip(*columns, strict=True)]
+    members = [found.field(name).to_pylist() for name, _ in MEMBER] if found.type.get_field_index("index") >= 0 else []
+    named: list[str | None] = []
+    for place, one in enumerate(zip(*columns, strict=True)):
+        evidence = dict(zip(SURVIVOR_KEYS, one, strict=True))
+        if members and one[1] is None:
+            evidence |= {name: values[place] for (name, _), values in zip(MEMBER, members, strict=True) if values[place] is not None}
+        named.append(None if one[0] is None else canonical_json(evidence))
+    return named
 
 
 def pool_part(shard: Shard, reasons: Reasons, state: State) -> tuple[int, int]:

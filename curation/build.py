@@ -110,6 +110,7 @@ def _build(recipe: Recipe, folder: Path, target: Path, run: Run, replace: bool, 
                 | {
                     "cleaned": corpus.cleaned,
                     "duplicates": decided.told,
+                    "models": {name: found for name, (_, model) in decided.models.items() if (found := model.metrics()) is not None},
                     "compared": {name: one for name, one in decided.reports.items() if one},
                 },
             )

@@ -206,11 +206,74 @@ def why(manifest: Path, document: str | None, text: str | None, work: Path | Non
 @work_option
 @answers
 def signatures(manifest: Path, output: Path, work: Path | None) -> None:
-    """Write the MinHash signatures of the kept documents, for datasketch.LeanMinHash and others. Needs the work directory."""
+    """Write the MinHash signatures of the kept documents of MANIFEST, or of an index, for datasketch.LeanMinHash and others. A manifest needs its work directory."""
     from curation.sketches import write_sketches
-    from mixing.manifest import Manifest
 
-    click.echo(f"{output}: {write_sketches(Manifest.open(manifest), output, work):,} signatures")
+    click.echo(f"{output}: {write_sketches(manifest, output, work):,} signatures")
+
+
+@main.group()
+def index() -> None:
+    """Keep an index of documents, with which `against: INDEX` in a recipe compares new ones without reading the old texts again."""
+
+
+index_argument = click.argument("folder", metavar="INDEX", type=click.Path(path_type=Path))
+
+
+@index.command()
+@index_argument
+@click.argument("what", metavar="MANIFEST|SOURCES.yaml", type=click.Path(path_type=Path))
+@click.option("--name", help="What to call the source in the index [default: the manifest's NAME-vVERSION, or the file's name].")
+@click.option("--work", type=click.Path(path_type=Path), help="The work directory [default: the manifest's, or .tilth beside the file].")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes [default: one a core].")
+@click.option("--root", "roots", multiple=True, metavar="NAME=PATH", help="Where the files named NAME:… lie.")
+@answers
+def add(folder: Path, what: Path, name: str | None, work: Path | None, workers: int | None, roots: tuple[str, ...]) -> None:
+    """Add the kept documents of MANIFEST to INDEX, or all of a YAML file with `sources` and `clean` as in a recipe. Makes the index if it is not there."""
+    from curation import indexing
+    from curation.engine import Run, default_workers
+
+    run = Run(work or what.parent / ".tilth", workers or default_workers(), _roots(roots))
+    made, source = indexing.add(folder, what, name, work, run)
+    click.echo(f"{folder}: '{source.name}', {source.documents:,} documents, added; digest {made.digest}")
+
+
+@index.command()
+@index_argument
+@click.argument("source")
+@answers
+def remove(folder: Path, source: str) -> None:
+    """Remove SOURCE from INDEX."""
+    from curation import indexing
+
+    click.echo(f"{folder}: '{source}' removed; digest {indexing.remove(folder, source).digest}")
+
+
+@index.command("show")
+@index_argument
+@answers
+def show_index(folder: Path) -> None:
+    """Show the sources of INDEX."""
+    from curation import indexing
+
+    click.echo(indexing.shown(folder))
+
+
+@index.command("verify")
+@index_argument
+@click.option("--workers", type=click.IntRange(min=1), help="Processes [default: one a core].")
+@answers
+def verify_index(folder: Path, workers: int | None) -> None:
+    """Re-read everything in INDEX; exit code 1 if anything is not what was written."""
+    from curation import indexing
+    from curation.engine import Run, default_workers
+
+    bad = indexing.verify(folder, Run(Path(), workers or default_workers()))
+    click.echo(
+        "\n".join(f"damaged: {path}; remove its source and add it again" for path in bad) or f"{folder}: every file is what was written"
+    )
+    if bad:
+        sys.exit(1)
 
 
 @main.command()

@@ -99,6 +99,22 @@ class Shard:
         return pq.read_table(self.path.with_suffix(".quarantine.parquet"), use_threads=False).combine_chunks()
 
 
+def identities(shard: Shard, name: str, positions: Positions) -> list[str | None]:
+    """The key, content hash or origin of documents, as text."""
+    if name == "origin":
+        return list(shard.origins(positions))
+    if name == "content":
+        return [content.hex() for content in contents(shard, positions)]
+    keys: list[str | None] = shard.read([name])[name].take(pa.array(positions)).to_pylist()
+    return keys
+
+
+def contents(shard: Shard, positions: Positions) -> list[bytes]:
+    """The content hashes of documents, 16 bytes each."""
+    found: list[bytes] = shard.read(["content"])["content"].take(pa.array(positions)).to_pylist()
+    return found
+
+
 def _groups(file: pq.ParquetFile) -> list[tuple[int, int]]:
     ends = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups))]).tolist()
     return list(pairwise(ends))

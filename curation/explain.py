@@ -161,7 +161,7 @@ def _explained(manifest: Manifest, record: dict[str, Any], work: Path | None) ->
     if record["evidence"]:
         evidence = json.loads(record["evidence"])
         if "survivor" in evidence:
-            yield f"  the same as row {evidence['row']}, {evidence['survivor']}, similarity {evidence['similarity']:.4f}"
+            yield f"  {_same_as(evidence)}"
             yield from _fate_of_survivor(manifest, record["row"], evidence)
         else:
             yield f"  found: {json.dumps(evidence.get('value', evidence), ensure_ascii=False)}"
@@ -177,7 +177,7 @@ def _explained(manifest: Manifest, record: dict[str, Any], work: Path | None) ->
                 yield f"  {name}{'.' if part else ''}{part} = {'null' if one is None else one}"
     yield from _in_plan(manifest, record)
     evidence = json.loads(record["evidence"] or "{}")
-    survivor = evidence["row"] if "survivor" in evidence else None
+    survivor = evidence.get("row")
     try:
         found = texts(shards_of(manifest, work), [record["row"]] if survivor is None else [record["row"], survivor])
     except UserError:
@@ -187,10 +187,21 @@ def _explained(manifest: Manifest, record: dict[str, Any], work: Path | None) ->
     yield from ("  | " + line for line in _shown(found.get(record["row"], "")[:400]).splitlines())
 
 
+def _same_as(evidence: dict[str, Any]) -> str:
+    """The document, or the member of an index, that a duplicate was dropped for."""
+    key = f", key {evidence['key']}" if "key" in evidence else ""
+    where = f"row {evidence['row']}, {evidence['survivor']}"
+    if "index" in evidence:
+        where = f"{evidence['survivor']} of '{evidence['source']}'{key}, in the index under '{evidence['index']}'"
+    return f"the same as {where}, similarity {evidence['similarity']:.4f}"
+
+
 def _fate_of_survivor(manifest: Manifest, row: int, evidence: dict[str, Any]) -> Iterator[str]:
     """What became of the document that a duplicate was dropped for, and of the one that it was dropped for itself, until one is kept or the group is gone."""
     seen = {row}
     while evidence["row"] not in seen:
+        if "index" in evidence:
+            return
         seen.add(evidence["row"])
         survivor = pool(manifest).filter(pl.col("row") == evidence["row"]).collect().to_dicts()[0]
         if survivor["decision"] == "held_out":
@@ -204,7 +215,7 @@ def _fate_of_survivor(manifest: Manifest, row: int, evidence: dict[str, Any]) ->
             value = f", found: {json.dumps(evidence['value'], ensure_ascii=False)}" if "value" in evidence else ""
             yield f"    row {survivor['row']} was {survivor['decision']} by: {survivor['reason']}{value}; nothing of the group is left"
             return
-        yield f"    row {survivor['row']} was dropped by: {survivor['reason']}, the same as row {evidence['row']}, {evidence['survivor']}, similarity {evidence['similarity']:.4f}"
+        yield f"    row {survivor['row']} was dropped by: {survivor['reason']}, {_same_as(evidence)}"
     yield "    they were dropped for each other; nothing of the group is left"
 
 

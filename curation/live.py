@@ -1,7 +1,8 @@
-"""The documents alive at a step, as deduplication sees them: their rows, signatures, contents and texts.
+"""The documents alive at a step, as deduplication sees them: their rows, signatures, contents and texts; and what is found among them, duplicates and repeated text.
 
 MinHash signatures are row signals like any other: 512 bytes a document in a sidecar, computed once for all recipes. What a deduplication found is a corpus signal: it depends
-on the set of documents alive, so its key holds a digest of that set, and its values name the surviving document by row, similarity and origin.
+on the set of documents alive, so its key holds a digest of that set, and its values name the surviving document by row, similarity and origin. With an index to compare with,
+its content digest enters too, and a survivor that is one of its members is named by origin and the source it was added from, without a row.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ import xxhash
 from curation.corpus import Mask, Positions, Rows, Shard, Sidecar, fill_sidecar, read_sidecar, sidecar_path, write_sidecar
 from curation.dedup import minhash
 from curation.dedup.exact import NORMALIZED_VERSION, ExactConfig, exact_duplicates, normalized
+from curation.dedup.index import Index, Members
 from curation.dedup.minhash import MinhashConfig
 from curation.dedup.near import near_duplicates
 from curation.dedup.ranks import Ranks, rank
+from curation.dedup.repeats import REPEATS_VERSION, Repeated, RepeatsConfig, find_repeated, shares_in
+from curation.dedup.runs import FOREIGN
 from curation.engine import Engine
 from curation.ranking import order_key
 from curation.work import Work, key_of, write_json
@@ -35,6 +39,12 @@ NEAR_VERSION = "2"
 
 DEDUP: dict[str, type[ExactConfig] | type[MinhashConfig]] = {"exact": ExactConfig, "minhash": MinhashConfig}
 SURVIVOR = pa.struct([("row", pa.uint64()), ("similarity", pa.float64()), ("origin", pa.large_string())])
+MEMBER = [("index", pa.large_string()), ("source", pa.large_string()), ("key", pa.large_string())]
+"""What a survivor that is a member of an index has besides, and no row."""
+NAMED = pa.schema([("row", pa.uint64()), ("origin", pa.large_string()), *MEMBER])
+SURVIVOR_OR_MEMBER = pa.struct([*SURVIVOR, *MEMBER])
+SHOWN = pa.struct([("row", pa.uint64()), ("index", pa.large_string()), ("similarity", pa.float64())])
+"""What the pool shows of a survivor or member; of survivors alone it shows the row."""
 
 
 def signature_key() -> str:
@@ -105,6 +115,14 @@ class LiveShard:
     def texts(self, positions: npt.NDArray[np.integer]) -> pa.LargeStringArray:
         return self.shard.texts(self.positions()[positions])
 
+    def spans(self) -> list[tuple[int, int]]:
+        """The live documents of each row group, as ranges of positions."""
+        before = np.concatenate([[0], np.cumsum(np.load(self.mask))])
+        return [(int(before[first]), int(before[end])) for first, end in self.shard.spans() if before[end] > before[first]]
+
+    def shingles(self, positions: npt.NDArray[np.integer]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+        return minhash.shingles(self.texts(positions))
+
 
 def digest_of(shards: list[LiveShard]) -> str:
     """A digest of who is alive, and as which row."""
@@ -122,13 +140,20 @@ class Priority(NamedTuple):
 
 
 def find_duplicates(
-    config: ExactConfig | MinhashConfig, shards: list[LiveShard], work: Work, engine: Engine, priority: Priority | None = None
+    config: ExactConfig | MinhashConfig,
+    shards: list[LiveShard],
+    work: Work,
+    engine: Engine,
+    priority: Priority | None = None,
+    index: Index | None = None,
 ) -> tuple[str, int]:
-    """Sidecars of SURVIVOR values for all live documents, null for those with no duplicate kept before them; (their key, documents decided anew)."""
+    """Sidecars of SURVIVOR values, with an index SURVIVOR_OR_MEMBER, for all live documents, null for those with no duplicate kept before them; (their key, documents decided anew)."""
     depends = [] if priority is None else [priority.key]
     if isinstance(config, ExactConfig) and config.by == "normalized":
         depends = [*depends, normalized_key()]
-    key = key_of("duplicates", NEAR_VERSION, minhash.SIGNATURE_VERSION, config.model_dump(), digest_of(shards), *depends)
+    if index is not None:
+        depends = [*depends, f"index {index.digest}"]
+    key = key_of("duplicates", NEAR_VERSION, minhash.SIGNATURE_VERSION, config.model_dump(exclude={"against"}), digest_of(shards), *depends)
     missing = [live for live in shards if not sidecar_path(work, key, live.shard).exists()]
     if not missing:
         return key, 0
@@ -136,22 +161,46 @@ def find_duplicates(
     scratch.mkdir(exist_ok=True)
     run = partial(engine.map, label=f"find {config.kind} duplicates")
     ranks = None if priority is None else _rank(shards, priority, config.order, scratch / "ranks", engine)
+    members = [] if index is None else index.members()
     if isinstance(config, MinhashConfig):
         engine.map(_sign_live, [(live,) for live in shards], "sign")
-        found = near_duplicates(shards, config, scratch, run, engine.memory.range_bytes(), ranks)
+        found = near_duplicates(shards, config, scratch, run, engine.memory.range_bytes(), ranks, members)
         write_json(_report_path(work, key), json.loads((scratch / "report.json").read_text()))
     else:
         if config.by == "normalized":
             engine.map(_normalize_live, [(live,) for live in shards], "normalize")
-        found = exact_duplicates(shards, scratch, run, engine.memory.range_bytes(), by=config.by, ranks=ranks)
+        found = exact_duplicates(shards, scratch, run, engine.memory.range_bytes(), by=config.by, ranks=ranks, index=members)
     shutil.rmtree(scratch / "ranks", ignore_errors=True)
-    survivors = _with_origins(found, shards, scratch, engine)
+    survivors = _with_origins(found, shards, members, scratch, engine)
+    kind = SURVIVOR if index is None else SURVIVOR_OR_MEMBER
     decided = engine.map(
         _write_survivors,
-        [(live, path, survivors, key) for live, path in zip(shards, found, strict=True)],
+        [(live, path, survivors, key, kind) for live, path in zip(shards, found, strict=True)],
         f"record {config.kind} duplicates",
     )
     return key, sum(decided)
+
+
+def find_repeats(config: RepeatsConfig, shards: list[LiveShard], present: list[LiveShard], work: Work, engine: Engine) -> tuple[str, int]:
+    """Sidecars of the share of every document `present` that it has in common with the live ones of `shards`; (their key, documents decided anew)."""
+    key = key_of("repeats", REPEATS_VERSION, config.model_dump(), digest_of(shards), digest_of(present))
+    if all(sidecar_path(work, key, live.shard).exists() for live in shards):
+        return key, 0
+    scratch = work.room("scratch") / key
+    run = partial(engine.map, label=f"find {config.kind}")
+    repeated = find_repeated(config, shards, scratch, run, engine.memory.range_bytes())
+    tasks = [(config, live, one, repeated, key) for live, one in zip(shards, present, strict=True)]
+    decided = sum(engine.map(_write_shares, tasks, f"record {config.kind}"))
+    shutil.rmtree(scratch)
+    return key, decided
+
+
+def _write_shares(config: RepeatsConfig, live: LiveShard, present: LiveShard, repeated: list[Repeated], key: str) -> int:
+    mask, counted = np.load(present.mask), np.load(live.mask)
+    shares = np.full(len(mask), np.nan)
+    shares[mask] = shares_in(config, present, repeated, counted[mask])
+    write_sidecar(sidecar_path(live.work, key, live.shard), mask, pa.array(shares, mask=np.isnan(shares)))
+    return int(counted.sum())
 
 
 def report_of(work: Work, key: str) -> dict[str, int]:
@@ -188,13 +237,15 @@ def _sort_keys(live: LiveShard, values: Callable[[Shard, Positions], npt.NDArray
     return order_key(values(live.shard, live.positions()), order)
 
 
-def _with_origins(found: list[Path], shards: list[LiveShard], scratch: Path, engine: Engine) -> Path:
-    """A table of (row, origin) of every survivor, sorted by row."""
+def _with_origins(found: list[Path], shards: list[LiveShard], members: list[Members], scratch: Path, engine: Engine) -> Path:
+    """A table of (row, origin, what MEMBER names) of every survivor, sorted by row, of which members have a number marked FOREIGN."""
     rows = np.unique(np.concatenate([np.load(path, mmap_mode="r")["survivor"] for path in found] or [np.zeros(0, np.uint64)]))
     wanted = scratch / "survivors.npy"
     np.save(wanted, rows)
     parts = engine.map(_origins_in, [(live.shard, wanted) for live in shards], "name survivors")
-    table = pa.concat_tables(parts).sort_by("row")
+    if members:
+        parts += engine.map(_members_in, [(part, wanted) for part in members], "name members of the index")
+    table = pa.concat_tables([NAMED.empty_table(), *parts], promote_options="default").sort_by("row")
     path = scratch / "survivors.arrow"
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -207,16 +258,24 @@ def _origins_in(shard: Shard, wanted: Path) -> pa.Table:
     return pa.table({"row": pa.array(rows[positions]), "origin": pa.array(shard.origins(positions), pa.large_string())})
 
 
-def _write_survivors(live: LiveShard, found: Path, survivors: Path, key: str) -> int:
+def _members_in(members: Members, wanted: Path) -> pa.Table:
+    rows = members.rows() | FOREIGN
+    positions = np.flatnonzero(np.isin(rows, np.load(wanted)))
+    named = {name: members.column(name, positions) for name in ("origin", "source", "key")}
+    index = pa.array([members.path.parent.name] * len(positions), pa.large_string())
+    return pa.table({"row": pa.array(rows[positions]), "index": index, **named})
+
+
+def _write_survivors(live: LiveShard, found: Path, survivors: Path, key: str, kind: pa.StructType) -> int:
     matches = np.load(found)
     mask = np.load(live.mask)
     with pa.memory_map(str(survivors)) as source:
         named = pa.ipc.open_file(source).read_all()
     place = np.full(len(mask), -1, np.int64)
     place[live.positions()[matches["position"]]] = np.arange(len(matches))
-    origin = named["origin"].take(pa.array(np.searchsorted(named["row"].to_numpy(), matches["survivor"]))).combine_chunks()
-    values = pa.StructArray.from_arrays(
-        [pa.array(matches["survivor"]), pa.array(matches["similarity"]), pc.cast(origin, pa.large_string())], fields=list(SURVIVOR)
-    )
+    named = named.take(pa.array(np.searchsorted(named["row"].to_numpy(), matches["survivor"])))
+    row = pa.array(matches["survivor"], mask=matches["survivor"] >= FOREIGN)
+    columns = [row, pa.array(matches["similarity"]), *(pc.cast(named[field.name].combine_chunks(), field.type) for field in list(kind)[2:])]
+    values = pa.StructArray.from_arrays(columns, fields=list(kind))
     write_sidecar(sidecar_path(live.work, key, live.shard), mask, values.take(pa.array(place, mask=place < 0)))
     return int(mask.sum())

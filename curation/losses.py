@@ -6,6 +6,7 @@ that come to it and that nothing else drops there, and what several rules keep i
 `STOP` it ends, unless the source says with `max_duplicates` how much is meant.
 
 A duplicate's group is *gone* when the survivor it names was dropped by another rule, or was itself a duplicate whose survivor was, and so on: then nothing of the text is left.
+What an index has is never gone.
 Survivors are followed through maps over rows on disk, 9 bytes a row, one shard at a time; a chain of more than `HOPS` counts as gone.
 """
 
@@ -30,6 +31,7 @@ from mixing import UserError
 WARN, STOP = 0.3, 0.6
 HOPS = 64
 ALIVE = 65535
+ELSEWHERE = (1 << 64) - 1
 LEFT, DROPPED, DUPLICATE = 0, 1, 2
 
 
@@ -69,14 +71,14 @@ def losses(copies: dict[int, Copies], dropped: dict[int, int], alive: int) -> li
 
 
 def survivors_of(shard: Shard, keys: Sequence[str], positions: Positions, work: Work) -> tuple[Mask, Rows]:
-    """Which documents at `positions` have a survivor by one of these signals, the first that names one, and its row."""
+    """Which documents at `positions` have a survivor by one of these signals, the first that names one, and its row, `ELSEWHERE` for a member of an index."""
     named, rows = np.zeros(len(positions), np.bool_), np.zeros(len(positions), np.uint64)
     for key in keys:
         sidecar = read_sidecar(sidecar_path(work, key, shard))
         assert sidecar is not None, shard.name
-        row = sidecar.values.take(pa.array(positions)).field("row")
-        here = row.is_valid().to_numpy(zero_copy_only=False) & ~named
-        rows[here] = row.fill_null(0).to_numpy()[here]
+        found = sidecar.values.take(pa.array(positions))
+        here = found.is_valid().to_numpy(zero_copy_only=False) & ~named
+        rows[here] = found.field("row").fill_null(ELSEWHERE).to_numpy()[here]
         named |= here
     return named, rows
 
@@ -188,7 +190,7 @@ def gone(shards: list[Dropped], removals: list[Removal], records: int, folder: P
     """Follows every dropped duplicate to what became of its survivor; `records` is the number of rows, `folder` a room for maps over them."""
     lost, following, named = folder / "lost.npy", folder / "following.npy", folder / "named.npy"
     for path, kind in ((lost, np.uint8), (following, np.uint64), (named, np.uint8)):
-        sparse(path, kind, max(records, 1))
+        sparse(path, kind, records + 1)  # the last stands for all that are elsewhere
     engine.map(_mark, [(one, removals, lost, following) for one in shards], "follow duplicates")
     found = engine.map(_follow, [(one, removals, lost, following) for one in shards], "follow duplicates")
     groups = {}
@@ -209,7 +211,7 @@ def _mark(dropped: Dropped, removals: list[Removal], lost: Path, following: Path
     for removal in removals:
         positions, survivors = dropped.by(removal)
         what[rows[positions]] = DUPLICATE
-        survivor[rows[positions]] = survivors
+        survivor[rows[positions]] = np.minimum(survivors, np.uint64(len(what) - 1))
 
 
 def _follow(dropped: Dropped, removals: list[Removal], lost: Path, following: Path) -> dict[int, int]:
@@ -217,7 +219,7 @@ def _follow(dropped: Dropped, removals: list[Removal], lost: Path, following: Pa
     what, survivor = np.load(lost, mmap_mode="r"), np.load(following, mmap_mode="r")
     counts = {}
     for removal in removals:
-        first = dropped.by(removal)[1]
+        first = np.minimum(dropped.by(removal)[1], np.uint64(len(what) - 1))
         rows = first.copy()
         for _ in range(HOPS):
             on = what[rows] == DUPLICATE

@@ -6,31 +6,36 @@ enter too, because references are cleaned like documents and nothing is trained 
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import xxhash
 from pydantic import BaseModel
 
 from curation.clean import cleaned, has_visible
-from curation.corpus import Corpus
+from curation.corpus import Corpus, Mask, Positions, Shard
 from curation.engine import Engine, Run
 from curation.finding import hash_files, locate
 from curation.formats import ACCEPTED, FORMATS, format_of, readers_of, true_format
 from curation.formats.records import Fields, records_of
-from curation.holdout import draw, held_contents, texts_of
-from curation.remote import Place
-from curation.signals import SIGNALS, Reference, Sample
+from curation.holdout import Drawn, draw, held_contents, texts_of
+from curation.remote import Place, on_disk
+from curation.signals import SIGNALS, ModelFile, Reference, Sample
 from curation.work import Digests, Work, folder_atomic, key_of, sha256_folder
 from mixing import UserError
 
 TEXT = "text"
+METRICS = "metrics.json"
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Referenced:
     sample: Sample | None
     spelled: object
     readers: dict[str, str] = field(default_factory=dict)
+    is_model: bool = False
 
 
 def resolve_references(
@@ -56,12 +62,14 @@ def resolve_references(
 
 
 def _resolve(
-    where: str, role: str, reference: Reference, sources: list[str], folder: Path, run: Run, digests: Digests, engine: Engine
+    where: str, role: str, reference: Reference | ModelFile, sources: list[str], folder: Path, run: Run, digests: Digests, engine: Engine
 ) -> Referenced:
+    if isinstance(reference, ModelFile):
+        return _resolve_model(where, role, reference, folder, run, digests, engine)
     if isinstance(reference, Sample):
         if reference.sample not in sources:
             raise UserError(f"{where}: no source '{reference.sample}'; the recipe has: {', '.join(sources)}")
-        return Referenced(role, None, [], reference, reference.model_dump())
+        return Referenced(role, None, [], reference, reference.model_dump(exclude_none=True))
     root, name, patterns, paths = locate(where, reference, role, folder, run.roots)
     unknown = [path for path in paths if format_of(path) is None]
     if unknown:
@@ -78,6 +86,25 @@ def _resolve(
     inputs = hash_files(root, paths, digests, engine, f"hash {role}")
     spelled = {"root": name, "pattern": patterns[0], "digest": key_of([one.digest for one in inputs])}
     return Referenced(role, root, paths, None, spelled, readers)
+
+
+def _resolve_model(where: str, role: str, model: ModelFile, folder: Path, run: Run, digests: Digests, engine: Engine) -> Referenced:
+    """A model's file, found, hashed and looked into."""
+    root, name, patterns, paths = locate(where, model.path, role, folder, run.roots)
+    if len(paths) > 1:
+        raise UserError(f"{where}: {patterns[0]!r} matches {len(paths)} files, {paths[0]} and {paths[1]} among them; name one")
+    ((_, _, digest),) = hash_files(root, paths, digests, engine, f"hash {role}")
+    fact = key_of("model file", model.look.__name__, digest)
+    found = digests.fact(fact)
+    try:
+        if found is None:
+            with TemporaryDirectory() as room:
+                found = model.look(on_disk(root / paths[0], Path(room)))
+            digests.note(fact, found)
+        model.check(found)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return Referenced(role, root, paths, None, {"root": name, "pattern": patterns[0], "digest": digest}, is_model=True)
 
 
 def _format(root: Place, path: str) -> str:
@@ -104,6 +131,11 @@ class Model:
     sha256: str
     key: str
 
+    def metrics(self) -> dict[str, Any] | None:
+        """What its training measured on texts it held out; None where there is no such file."""
+        path = self.folder / METRICS
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
 
 @dataclass(frozen=True)
 class Ground:
@@ -116,18 +148,30 @@ class Ground:
     work: Work
 
 
-def train(kind: str, config: BaseModel, references: list[Referenced], ground: Ground, engine: Engine) -> Model:
-    """The signal's model, trained unless the work directory has it."""
+class Passing(NamedTuple):
+    """The rule of a sample: the keys of the signals that it reads, and whether it holds for documents of a shard. Picklable."""
+
+    keys: list[str]
+    of: Callable[[Shard, Positions], Mask]
+
+
+def train(
+    kind: str, config: BaseModel, references: list[Referenced], ground: Ground, engine: Engine, passing: Mapping[str, Passing]
+) -> Model:
+    """The signal's model, trained unless the work directory has it. `passing` has the rules of its samples by role."""
     signal = SIGNALS[kind]
     of_samples = [
         [shard.name, shard.first_row] for reference in references if reference.sample for shard in ground.corpus.of(reference.sample.sample)
     ]
     spelled = spelled_config(config, references)
     readers = [reference.readers for reference in references if reference.readers]
-    key = key_of("model", kind, signal.version(config), spelled, ground.seed, of_samples, list(ground.clean), ground.holdout, *readers)
+    rules = [["where", role, *one.keys] for role, one in passing.items()]
+    key = key_of(
+        "model", kind, signal.version(config), spelled, ground.seed, of_samples, list(ground.clean), ground.holdout, *readers, *rules
+    )
     folder = ground.work.room("models") / key
     if not folder.exists():
-        texts = {reference.role: _texts(kind, reference, ground, engine) for reference in references}
+        texts = {reference.role: _texts(kind, reference, ground, engine, passing.get(reference.role)) for reference in references}
         for role, found in texts.items():
             if not len(found):
                 raise UserError(f"{kind}: the reference '{role}' holds no text; it needs documents with a visible '{TEXT}'")
@@ -136,11 +180,30 @@ def train(kind: str, config: BaseModel, references: list[Referenced], ground: Gr
     return Model(folder, sha256_folder(folder), key)
 
 
-def _texts(kind: str, reference: Referenced, ground: Ground, engine: Engine) -> pa.LargeStringArray:
+def _draw(sample: Sample, shards: list[Shard], ground: Ground, engine: Engine, passing: Passing | None) -> list[Drawn]:
+    """A sample's documents. With a rule, ever more candidates are looked at, so that signals are computed for few more documents than it takes."""
+    wanted = sample.documents
+    while True:
+        candidates = draw(shards, ground.seed, wanted, ground.holdout, ground.work, engine)
+        if passing is None:
+            return candidates
+        asked = {shard.name: np.array([one.position for one in candidates if one.shard == shard.name], np.int64) for shard in shards}
+        asked = {name: np.sort(positions) for name, positions in asked.items() if len(positions)}
+        masks = engine.map(passing.of, [(shard, asked[shard.name]) for shard in shards if shard.name in asked], "choose samples")
+        passed = {name: set(positions[mask].tolist()) for (name, positions), mask in zip(asked.items(), masks, strict=True)}
+        chosen = [one for one in candidates if one.position in passed[one.shard]]
+        if len(chosen) >= sample.documents or len(candidates) < wanted:
+            return chosen[: sample.documents]
+        wanted *= 4
+
+
+def _texts(kind: str, reference: Referenced, ground: Ground, engine: Engine, passing: Passing | None) -> pa.LargeStringArray:
     if reference.sample is not None:
         shards = ground.corpus.of(reference.sample.sample)
-        return texts_of(draw(shards, ground.seed, reference.sample.documents, ground.holdout, ground.work, engine), shards, engine)
+        return texts_of(_draw(reference.sample, shards, ground, engine, passing), shards, engine)
     assert reference.root is not None
+    if reference.is_model:
+        return pa.array([str(on_disk(reference.root / reference.paths[0], ground.work.room("scratch")))], pa.large_string())
     reserved = held_contents(ground.corpus.shards, ground.holdout, ground.work, engine)
     fields = Fields(TEXT, None, {})
     found = []

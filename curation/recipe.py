@@ -19,16 +19,18 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation import rules
+from curation.dedup import index as dedup_index
 from curation.dedup.exact import NORMALIZED_VERSION
 from curation.dedup.minhash import SIGNATURE_VERSION
 from curation.dedup.preference import Preference
+from curation.dedup.repeats import REPEATS, REPEATS_VERSION
 from curation.engine import Engine, Run
 from curation.finding import hash_files, locate
 from curation.holdout import HOLDOUT_VERSION, HoldoutConfig
 from curation.live import DEDUP, NEAR_VERSION
-from curation.models import resolve_references, spelled_config
+from curation.models import Referenced, resolve_references, spelled_config
 from curation.ranking import TopConfig
-from curation.remote import on_disk
+from curation.remote import Remote, on_disk
 from curation.signals import SIGNALS
 from curation.sources import ARROW_TYPES, SHARD_VERSION, Source, SourceConfig, resolve
 from curation.steps import Add, Keep, Step, Top, rule_schema
@@ -89,6 +91,7 @@ class Resolved:
         versions = {
             step.name: SIGNALS[step.kind].version(step.config) for step in self.steps if isinstance(step, Add) and step.kind in SIGNALS
         }
+        versions |= {step.name: REPEATS_VERSION for step in self.steps if isinstance(step, Add) and step.kind in REPEATS}
         readers = [self.readers] if self.readers else []
         return key_of(
             "build", self.values, versions, SHARD_VERSION, HOLDOUT_VERSION, NEAR_VERSION, SIGNATURE_VERSION, NORMALIZED_VERSION, *readers
@@ -246,11 +249,12 @@ def _steps(recipe: Recipe, columns: dict[str, pa.DataType], folder: Path, run: R
             raise UserError(f"{where}: a step is one of add, keep, top; found {' and '.join(given) or 'none of them'}")
         if config.add is not None:
             schema = rule_schema(columns, signals)
-            step = _add(index, f"{where}.add", config.add, list(recipe.sources), folder, run, digests, engine)
+            step = _add(index, f"{where}.add", config.add, recipe, folder, run, digests, engine)
             if step.name in signals or step.name in columns or step.name in POOL_COLUMNS:
                 raise UserError(f"{where}.add: '{step.name}' is taken; a signal needs a name of its own")
             if isinstance(step.config, Preference) and step.config.priority is not None:
                 _check_by(f"{where}.add.{step.name}.priority", step.config.priority, schema)
+            _check_samples(f"{where}.add.{step.name}", step, steps, columns)
             signals[step.name] = step.type
             steps.append(step)
         elif config.keep is not None:
@@ -266,19 +270,45 @@ def _steps(recipe: Recipe, columns: dict[str, pa.DataType], folder: Path, run: R
     return steps
 
 
+def _check_samples(where: str, step: Add, earlier: list[Step], columns: dict[str, pa.DataType]) -> None:
+    """Refuses the rule of a sample that cannot be decided of one document as it was read."""
+    row_signals = {one.name: one.type for one in earlier if isinstance(one, Add) and one.kind in SIGNALS}
+    for reference in step.references:
+        if reference.sample is not None and reference.sample.where is not None:
+            rules.parse(reference.sample.where, f"{where}.{reference.role}.where", rule_schema(columns, row_signals))
+
+
 def _add(
-    index: int, where: str, add: dict[str, dict[str, Any]], sources: list[str], folder: Path, run: Run, digests: Digests, engine: Engine
+    index: int, where: str, add: dict[str, dict[str, Any]], recipe: Recipe, folder: Path, run: Run, digests: Digests, engine: Engine
 ) -> Add:
     if len(add) != 1:
         raise UserError(f"{where}: one signal a step; found {', '.join(add) or 'none'}")
     ((name, values),) = add.items()
     kind = values.get("kind")
-    kinds = {**{name: signal.config for name, signal in SIGNALS.items()}, **DEDUP}
+    kinds = {**{name: signal.config for name, signal in SIGNALS.items()}, **DEDUP, **REPEATS}
     if kind not in kinds:
         raise UserError(f"{where}.{name}.kind: found {kind!r}; accepted: {', '.join(sorted(kinds))}")
     config = validated(kinds[kind], values, f"{where}.{name}")
-    references = [] if kind in DEDUP else resolve_references(f"{where}.{name}", kind, config, sources, folder, run, digests, engine)
+    references = []
+    if isinstance(config, Preference):
+        references = _index(f"{where}.{name}.against", config.against, recipe.clean, folder, run) if config.against is not None else []
+    elif kind in SIGNALS:
+        references = resolve_references(f"{where}.{name}", kind, config, list(recipe.sources), folder, run, digests, engine)
     return Add(index, name, kind, config, references)
+
+
+def _index(where: str, against: str, clean: Sequence[str], folder: Path, run: Run) -> list[Referenced]:
+    """The index that documents are compared with, found; refused where it does not fit."""
+    pattern = f"{against.rstrip('/')}/{dedup_index.FILE}"
+    try:
+        root, name, patterns, paths = locate(where, pattern, "against", folder, run.roots)
+    except UserError as error:
+        raise UserError(f"{error}; an index is made with `curate index add`") from None
+    if isinstance(root, Remote) or len(paths) != 1:
+        raise UserError(f"{where}: found {against!r}; accepted: the folder of one index on this machine")
+    found = dedup_index.Index.open((root / paths[0]).parent, where)
+    found.require_clean(clean, where)
+    return [Referenced("against", found.folder, paths, None, {"root": name, "pattern": patterns[0], "digest": found.digest})]
 
 
 def check_order(mixture: Mixture, schema: pa.Schema) -> None:

@@ -72,6 +72,7 @@ def inspect(manifest: Manifest) -> str:
         _title(manifest),
         funnel(manifest),
         duplicates(manifest),
+        classifiers(manifest),
         budget(manifest),
         moved(manifest),
         chosen(manifest),
@@ -167,6 +168,16 @@ def _given_up(manifest: Manifest) -> list[str]:
     ]
 
 
+def classifiers(manifest: Manifest) -> str:
+    """How each classifier does on the texts that its training held out."""
+    found = _counted(manifest).get("models", {})
+    rows = [["trained here", "trained on", "held out", "AUC", "calibration error"]]
+    for name, one in found.items():
+        numbers = [sum(part[key] for part in one["labels"].values()) for key in ("trained", "held_out")]
+        rows.append([name, *(f"{number:,}" for number in numbers), f"{one['auc']:.4f}", f"{one['calibration_error']:.3f}"])
+    return table(rows, "") if found else ""
+
+
 def _short(rule: str) -> str:
     if rule.startswith("top: "):
         top = json.loads(rule.removeprefix("top: "))
@@ -251,7 +262,7 @@ def _reserved(manifest: Manifest) -> str:
 
 
 def facts(manifest: Manifest) -> dict[str, Any]:
-    """The header with its digest, effective tokens per component and stage, and what the build counted of duplicates: what `inspect --json` prints."""
+    """The header with its digest, effective tokens per component and stage, and what the build counted of duplicates and measured of classifiers: what `inspect --json` prints."""
     stages = [
         {
             **stage,
@@ -263,7 +274,13 @@ def facts(manifest: Manifest) -> dict[str, Any]:
         }
         for stage in manifest.stages
     ]
-    return {**manifest.header, "digest": manifest.digest, "stages": stages, "duplicates": _counted(manifest).get("duplicates", [])}
+    return {
+        **manifest.header,
+        "digest": manifest.digest,
+        "stages": stages,
+        "duplicates": _counted(manifest).get("duplicates", []),
+        "trained": _counted(manifest).get("models", {}),
+    }
 
 
 def as_json(value: object) -> str:

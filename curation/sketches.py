@@ -1,6 +1,6 @@
-"""MinHash signatures for other programs: a Parquet file with one row per kept document, from which datasketch reads `LeanMinHash`.
+"""MinHash signatures for other programs: a Parquet file with one row per kept document of a manifest, or per member of an index, from which datasketch reads `LeanMinHash`.
 
-Columns: `row`, `source`, `origin`, `content` (32 hex characters) as in the pool, and `lean`, 525 bytes: what `datasketch.LeanMinHash.serialize(buffer, "<")` writes since its
+Columns: `row` (of a member its number in the index), `source`, `origin`, `content` (32 hex characters) as in the pool, and `lean`, 525 bytes: what `datasketch.LeanMinHash.serialize(buffer, "<")` writes since its
 version 2.0, that is the seed (i64, 1), the negated number of values (i32, -128), the scheme (u8, 1 for affine32), and 128 values (u32), all little-endian. The shingles are ours
 (`curation.dedup.minhash`), so sketches compare with sketches of the same words and versions alone; the file's metadata names them under `tilth.signatures`.
 
@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.corpus import Positions, Shard, Sidecar, read_sidecar, sidecar_path
+from curation.dedup.index import FILE, Index
 from curation.dedup.minhash import PERMUTATIONS, SIGNATURE_VERSION, Signatures, signatures
 from curation.explain import pool, shards_of, work_of
 from curation.live import signature_key, signatures_of
@@ -47,12 +48,25 @@ def lean(signed: Signatures) -> pa.FixedSizeBinaryArray:
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(LEAN.itemsize), len(signed), [None, pa.py_buffer(records.tobytes())])
 
 
-def write_sketches(manifest: Manifest, path: Path, work: Path | None) -> int:
-    """Writes the sketches of all kept documents to `path`; how many there are. Needs the work directory."""
+def write_sketches(folder: Path, path: Path, work: Path | None) -> int:
+    """Writes the sketches of all kept documents of a manifest, or of all members of an index, to `path`; how many there are. A manifest needs the work directory."""
+    if (folder / FILE).is_file():
+        index = Index.open(folder)
+        write_atomic(path, partial(_write_members, index))
+        return index.documents
+    manifest = Manifest.open(folder)
     shards = shards_of(manifest, work)
     kept = pool(manifest).filter(pl.col("decision") == "kept").select("row").collect()["row"].to_numpy()
     write_atomic(path, partial(_write, shards, kept, Work(work_of(manifest, work))))
     return len(kept)
+
+
+def _write_members(index: Index, path: Path) -> None:
+    with pq.ParquetWriter(path, SKETCHES, compression="zstd") as writer:
+        for part in index.members():
+            contents = pa.array([one.hex() for one in part.column("content").to_pylist()], pa.large_string())
+            columns = [pa.array(part.rows()), part.column("source"), part.column("origin"), contents, lean(part.signatures())]
+            writer.write_table(pa.table(columns, schema=SKETCHES))
 
 
 def _write(shards: list[Shard], kept: npt.NDArray[np.uint64], work: Work, path: Path) -> None:

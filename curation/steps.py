@@ -22,15 +22,17 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from curation import rules
-from curation.corpus import Corpus, Mask, Positions, Shard, fill_sidecar, read_sidecar, sidecar_path
+from curation.corpus import Corpus, Mask, Positions, Shard, contents, fill_sidecar, identities, read_sidecar, sidecar_path
 from curation.dedup.exact import ExactConfig
+from curation.dedup.index import Index
 from curation.dedup.minhash import MinhashConfig
+from curation.dedup.repeats import REPEATS, RepeatsConfig
 from curation.engine import Engine
 from curation.holdout import holdout_of
-from curation.live import DEDUP, LiveShard, Priority, find_duplicates, report_of
+from curation.live import DEDUP, SHOWN, LiveShard, Priority, find_duplicates, find_repeats, report_of
 from curation.losses import ALIVE as ALIVE
 from curation.losses import Copies, Dropped, Loss, Removal, gone, guard, losses, survivors_of, told, within
-from curation.models import Ground, Model, Referenced, spelled_config, train
+from curation.models import Ground, Model, Passing, Referenced, spelled_config, train
 from curation.ranking import Cut, Ranked, TopConfig, find_cut, lots, order_key
 from curation.signals import SIGNALS
 from curation.tokenized import tokenize
@@ -38,7 +40,7 @@ from curation.tokens import ResolvedTokenizer
 from curation.work import Work, key_of
 from mixing.manifest import canonical_json
 
-GIVEN_UP = "because more than 10,000 documents that stay share one rare shingle; some near-duplicates among them may have stayed"
+GIVEN_UP = "that might be alike were not compared, because more than 10,000 documents that stay share one rare shingle; some near-duplicates among them may have stayed"
 Fates = npt.NDArray[np.uint16]
 
 
@@ -54,8 +56,15 @@ class Add:
 
     @property
     def type(self) -> pa.DataType:
-        """What the pool shows: for duplicates, the survivor's row."""
-        return pa.uint64() if self.kind in DEDUP else SIGNALS[self.kind].fields(self.config)
+        """What the pool shows: for duplicates, the survivor's row, or where it may lie in an index, SHOWN; a share for repeated text."""
+        if self.kind in DEDUP:
+            return SHOWN if self.references else pa.uint64()
+        return pa.float64() if self.kind in REPEATS else SIGNALS[self.kind].fields(self.config)
+
+    def compared_with(self) -> Index | None:
+        """The index in which duplicates are looked for besides the corpus."""
+        root = self.references[0].root if self.kind in DEDUP and self.references else None
+        return Index.open(root) if isinstance(root, Path) else None
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,9 @@ class State:
         """The documents whose tokens a `top` had to count."""
         return self.scratch / f"{shard.name}.counted-{step}.npy"
 
+    def present(self, shard: Shard) -> Path:  # alive, or held out without having failed a rule
+        return self.scratch / f"{shard.name}.present.npy"
+
     def mask(self, shard: Shard) -> Path:
         return self.scratch / f"{shard.name}.live.npy"
 
@@ -156,29 +168,18 @@ def frame(shard: Shard, names: list[str], positions: Positions, state: State) ->
     return pl.DataFrame(columns) if columns else pl.DataFrame({"": np.zeros(len(positions), np.bool_)})
 
 
-def identities(shard: Shard, name: str, positions: Positions) -> list[str | None]:
-    """The key, content hash or origin of documents, as text."""
-    if name == "origin":
-        return list(shard.origins(positions))
-    if name == "content":
-        return [content.hex() for content in contents(shard, positions)]
-    keys: list[str | None] = shard.read([name])[name].take(pa.array(positions)).to_pylist()
-    return keys
-
-
-def contents(shard: Shard, positions: Positions) -> list[bytes]:
-    """The content hashes of documents, 16 bytes each."""
-    found: list[bytes] = shard.read(["content"])["content"].take(pa.array(positions)).to_pylist()
-    return found
-
-
 def signal_values(shard: Shard, name: str, state: State) -> pa.Array:
     """A signal's values as the pool shows them, null where not computed."""
     placed = state.signals[name]
     sidecar = read_sidecar(sidecar_path(state.work, placed.key, shard))
     if sidecar is None:
         return pa.nulls(shard.documents, placed.type)
-    return sidecar.values.field("row") if placed.survivors else sidecar.values
+    if not placed.survivors:
+        return sidecar.values
+    if not pa.types.is_struct(placed.type):
+        return sidecar.values.field("row")
+    parts = [sidecar.values.field(one.name) for one in placed.type]
+    return pa.StructArray.from_arrays(parts, fields=list(placed.type), mask=sidecar.values.is_null())
 
 
 # --- one shard
@@ -215,6 +216,7 @@ def advance(shard: Shard, steps: list[Step], models: dict[int, Path], state: Sta
         else:
             _take_top(shard, step, fates, np.flatnonzero(alive & ~held), state)
     np.save(state.fates(shard), fates)
+    np.save(state.present(shard), fates == ALIVE)
     np.save(state.mask(shard), (fates == ALIVE) & ~held)
     values, counts = np.unique(fates[~held], return_counts=True)
     dropped = {int(value): int(count) for value, count in zip(values, counts, strict=True) if value != ALIVE}
@@ -236,6 +238,18 @@ def _compute(step: Add, model: Path | None, shard: Shard, positions: Positions) 
     if reads == "text":
         return signal.compute(step.config, shard.texts(positions), model)
     return signal.compute(step.config, pa.array(identities(shard, reads, positions), pa.large_string()), model)
+
+
+def _passes(shard: Shard, positions: Positions, where: str, path: str, reads: list[tuple[Add, Path | None]], state: State) -> Mask:
+    """Whether a sample's rule holds for documents as they were read; computes what it reads of them."""
+    wanted = np.zeros(shard.documents, np.bool_)
+    wanted[positions] = True
+    for step, model in reads:
+        fill_sidecar(
+            sidecar_path(state.work, state.signals[step.name].key, shard), wanted, partial(_compute, step, model, shard), shard.spans()
+        )
+    rule = rules.parse(where, path, state.schema())
+    return rule.decide(frame(shard, rule.columns, positions, state))[0]
 
 
 def removal_by(step: Keep, state: State) -> Removal | None:
@@ -332,25 +346,15 @@ def decide(steps: list[Step], ground: Ground, state: State, engine: Engine) -> D
     models: dict[int, Path] = {}
     stretch: list[Step] = []
     for step in steps:
-        if isinstance(step, Add) and step.kind not in DEDUP:
-            key = _model_and_key(step, ground, decided, models, engine)
-            _place(decided, step, key, survivors=False)
+        if isinstance(step, Add) and step.kind in SIGNALS:
+            _place(decided, step, _model_and_key(step, steps, ground, decided, models, engine), survivors=False)
         elif not isinstance(step, Keep):
             _run(stretch, corpus, models, decided, engine)
             stretch = []
         elif (removal := removal_by(step, decided.state)) is not None:
             decided.removals.append(removal)
-        if isinstance(step, Add) and isinstance(step.config, ExactConfig | MinhashConfig):
-            live = [LiveShard(shard, decided.state.mask(shard), state.work) for shard in corpus.shards]
-            key, anew = find_duplicates(step.config, live, state.work, engine, priority_of(step.config, decided.state))
-            _place(decided, step, key, survivors=True)
-            decided.reports[step.name] = report_of(state.work, key)
-            if given_up := decided.reports[step.name].get("pairs_given_up"):
-                decided.warnings[step.name] = (
-                    f"steps[{step.index - 1}].add.{step.name}: {given_up:,} pairs that might be alike were not compared, {GIVEN_UP}"
-                )
-            alive = sum(int(np.load(one.mask).sum()) for one in live)
-            decided.computed[step.name], decided.remembered[step.name] = anew, alive - anew
+        if isinstance(step, Add) and step.kind not in SIGNALS:
+            _look_over(step, corpus, decided, engine)
         elif isinstance(step, Top):
             ranked = engine.map(rank, [(shard, step, decided.state) for shard in corpus.shards], step.config.told)
             stretch.append(replace(step, cut=find_cut(ranked, step.config.tokens, step.config.documents, step.config.share)))
@@ -364,11 +368,41 @@ def decide(steps: list[Step], ground: Ground, state: State, engine: Engine) -> D
     return decided
 
 
-def _model_and_key(step: Add, ground: Ground, decided: Decided, models: dict[int, Path], engine: Engine) -> str:
+def _look_over(step: Add, corpus: Corpus, decided: Decided, engine: Engine) -> None:
+    """Adds a signal that depends on all documents alive."""
+    state = decided.state
+    live, present = ([LiveShard(shard, mask(shard), state.work) for shard in corpus.shards] for mask in (state.mask, state.present))
+    if isinstance(step.config, ExactConfig | MinhashConfig):
+        key, anew = find_duplicates(step.config, live, state.work, engine, priority_of(step.config, state), step.compared_with())
+        decided.reports[step.name] = report_of(state.work, key)
+    else:
+        assert isinstance(step.config, RepeatsConfig)
+        key, anew = find_repeats(step.config, live, present, state.work, engine)
+    _place(decided, step, key, survivors=step.kind in DEDUP)
+    if given_up := decided.reports.get(step.name, {}).get("pairs_given_up"):
+        decided.warnings[step.name] = f"steps[{step.index - 1}].add.{step.name}: {given_up:,} pairs {GIVEN_UP}"
+    alive = sum(int(np.load(one.mask).sum()) for one in live)
+    decided.computed[step.name], decided.remembered[step.name] = anew, alive - anew
+
+
+def _passing(step: Add, steps: list[Step], state: State, models: dict[int, Path]) -> dict[str, Passing]:
+    """The rules of the samples of a signal's model, by role."""
+    earlier = {one.name: one for one in steps[: step.index - 1] if isinstance(one, Add)}
+    found = {}
+    for reference in step.references:
+        if reference.sample is not None and (where := reference.sample.where) is not None:
+            path = f"steps[{step.index - 1}].add.{step.name}.{reference.role}.where"
+            reads = [earlier[name] for name in rules.parse(where, path, state.schema()).columns if name in earlier]
+            of = partial(_passes, where=where, path=path, reads=[(one, models.get(one.index)) for one in reads], state=state)
+            found[reference.role] = Passing([state.signals[one.name].key for one in reads], of)
+    return found
+
+
+def _model_and_key(step: Add, steps: list[Step], ground: Ground, decided: Decided, models: dict[int, Path], engine: Engine) -> str:
     """Trains the signal's model if it has one, and gives the key of its values."""
     signal, model = SIGNALS[step.kind], None
     if step.references:
-        model = train(step.kind, step.config, step.references, ground, engine)
+        model = train(step.kind, step.config, step.references, ground, engine, _passing(step, steps, decided.state, models))
         models[step.index] = model.folder
         engine.memory.require(f"add {step.name}", worker=sum(path.stat().st_size for path in model.folder.rglob("*")))
         decided.models[step.name] = (step.kind, model)

@@ -120,6 +120,7 @@ def training() -> str:
 
 
 def signals() -> str:
+    from curation.dedup.repeats import REPEATS
     from curation.live import DEDUP
     from curation.signals import SIGNALS
 
@@ -133,6 +134,9 @@ def signals() -> str:
     ]
     for kind, config in DEDUP.items():
         parts += [f"## {kind}", *models(config, seen, level=3)]
+    parts += ["# Repeated text", contract("curation.dedup.repeats")]
+    for kind, repeats in REPEATS.items():
+        parts += [f"## {kind}", *models(repeats, seen, level=3)]
     return page("Signals", *parts)
 
 

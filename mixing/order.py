@@ -19,7 +19,6 @@ from mixing.strategies.shares import Name
 if TYPE_CHECKING:
     from mixing.packing import Pieces
 
-LEAST_WINDOW = 32
 Integers = npt.NDArray[np.int64]
 
 
@@ -61,7 +60,7 @@ def _coarsely(ranked: Integers, length: Integers, number: Integers, buckets: int
 
 def window_of(tokens: int, sequence_length: int, order: Order) -> int:
     """How many pieces of an ordered component wait for packing at a time. Every sequence opens with the oldest piece, so none is moved by more than about that many
-    sequences: a sixty-fourth of the component, or of a bucket, but at least LEAST_WINDOW."""
-    from mixing.packing import WINDOW
+    sequences: a sixty-fourth of the component, or of a bucket, but at least packing's LEAST_WINDOW."""
+    from mixing.packing import LEAST_WINDOW, WINDOW
 
     return max(LEAST_WINDOW, min(WINDOW, tokens // sequence_length // (order.buckets or 1) // 64))

@@ -28,9 +28,11 @@ import numpy.typing as npt
 WINDOW = 4096
 """Pieces that wait at a time. 1,024 to 16,384 places cut the same to within 2 % on streams of a million real lengths; larger windows let the lengths drift
 further from the draw order, and leave the cache."""
-LEAST_WINDOW = 64
-PART = 8
-"""Of few pieces an eighth waits at a time: in a window that holds them all the longest that fits goes first, and the run would see long documents early and short ones late."""
+LEAST_WINDOW = 32
+PART = 32
+"""Of few pieces a thirty-second part waits at a time. In a window that holds them all the longest that fits goes first, and a run would see long documents early and short
+ones late: 8,000 questions of 115 tokens in sequences of 2,048 come 4.9 to 13.8 a sequence from the first fifth to the last with a quarter of them waiting, 7.3 to 8.5 with
+this, for as many cuts."""
 
 
 class Pieces(NamedTuple):
@@ -55,7 +57,7 @@ def pack(pieces: Pieces, sequence_length: int, fill: float, waiting: npt.NDArray
     """`pieces` in sequences of at most `sequence_length` tokens, each but the last of at least `fill` times as many.
 
     `waiting` is scratch: a zero for every document an index in `pieces` can mean; it is left as it was. `cut_long` counts cuts of pieces
-    longer than a sequence, `cut_to_fill` the other ones. `window` pieces wait at a time; without it an eighth of them, from LEAST_WINDOW to WINDOW.
+    longer than a sequence, `cut_to_fill` the other ones. `window` pieces wait at a time; without it a PART-th of them, from LEAST_WINDOW to WINDOW.
     """
     floor = math.ceil(fill * sequence_length)
     # Each cut and each full sequence of a long piece fills a sequence to the brim.

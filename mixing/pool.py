@@ -40,7 +40,7 @@ DOCUMENTATION = {
     "parents": "pool rows of the documents a synthetic document was made from; null for a read one",
     "decision": f"one of {', '.join(DECISIONS)}",
     "reason": "the rule as written (` (no value)` appended for null), `top: <config>`, `holdout`, or why the record is in quarantine",
-    "evidence": "canonical JSON: `{value}`, `{survivor, row, similarity}` or `{benchmark, item, start, length, share}`",
+    "evidence": "canonical JSON: `{value}`, `{survivor, row, similarity}`, for a member of an index with `index`, `source`, `key` and no row, or `{benchmark, item, start, length, share}`",
     "n_tokens": "tokens of the document, BOS and EOS included; null if never counted",
 }
 

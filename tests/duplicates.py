@@ -15,7 +15,7 @@ import pyarrow as pa
 import xxhash
 
 from curation.dedup.exact import normalized
-from curation.dedup.minhash import signatures
+from curation.dedup.minhash import shingles, signatures
 from curation.words import words
 
 Decisions = dict[int, tuple[int, float]]
@@ -42,6 +42,9 @@ class Listed:
         keys = normalized(self.texts(np.arange(len(self.documents)))).to_pylist()
         digests = b"".join(key or bytes(16) for key in keys)
         return np.frombuffer(digests, np.uint64).reshape(-1, 2), np.array([key is not None for key in keys], np.bool_)
+
+    def shingles(self, positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+        return shingles(self.texts(positions))
 
     def texts(self, positions: npt.NDArray[np.int64]) -> pa.LargeStringArray:
         return pa.array([self.documents[i][1] for i in positions], pa.large_string())

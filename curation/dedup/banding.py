@@ -33,6 +33,7 @@ LARGE = 128
 LAST_WAVE = 6  # of a band's bucket: it is crowded if it is still large then
 MOST_LEADERS = 10_000
 
+_NONE_KNOWN = np.uint64(0)
 _SEED = np.uint64(0x2545F4914F6CDD1D)
 _FOLD = np.uint64(0xD6E8FEB86659FD93)
 
@@ -123,12 +124,28 @@ def crowded(before: Offsets, buckets: Buckets, wave: int) -> npt.NDArray[np.bool
     return found
 
 
+def kept(buckets: Buckets, these: npt.NDArray[np.bool_]) -> Buckets:
+    """Only `these` buckets."""
+    if these.all():
+        return buckets
+    size = np.diff(buckets.offsets)
+    inside = np.repeat(these, size)
+    offsets = np.concatenate([[0], np.cumsum(size[these])]).astype(np.int64)
+    return Buckets(buckets.members[inside], offsets, buckets.leaders[these], buckets.facts[inside] if len(buckets.facts) else buckets.facts)
+
+
 def parted(buckets: Buckets, out: npt.NDArray[np.bool_]) -> tuple[Buckets, Hashes]:
     """The buckets that are not `out`, and the distinct members of those that are."""
-    size = np.diff(buckets.offsets)
-    members_out = np.repeat(out, size)
-    offsets = np.concatenate([[0], np.cumsum(size[~out])]).astype(np.int64)
-    return Buckets(buckets.members[~members_out], offsets, buckets.leaders[~out]), np.unique(buckets.members[members_out])
+    return kept(buckets, ~out), np.unique(kept(buckets, out).members)
+
+
+def reaching(buckets: Buckets, known: int) -> npt.NDArray[np.bool_]:
+    """Which buckets have any member but the `known` ones of an index, which come first and are not compared with each other."""
+    found = np.ones(len(buckets.leaders), np.bool_)
+    if known:
+        found = np.diff(buckets.offsets) > 0
+        found[found] = buckets.members[buckets.offsets[1:][found] - 1] >= np.uint64(known)
+    return found
 
 
 def next_leaders(buckets: Buckets, wave: int) -> npt.NDArray[np.int64]:
@@ -151,20 +168,21 @@ def emit(
     place: npt.NDArray[np.int64],
     lower: Hashes,
     upper: Hashes,
+    known: np.uint64 = _NONE_KNOWN,
 ) -> int:
     """Fill `lower` and `upper` with pairs of rows from `place` (bucket, leader, member) on, leave `place` where it stopped; returns how many.
 
-    With `facts`, pairs that these keep from reaching the threshold, as a `ratio` of integers, are left out.
+    With `facts`, pairs that these keep from reaching the threshold, as a `ratio` of integers, are left out. So are pairs of rows below `known`, members of an index.
     """
-    count = 0
-    low = np.uint64(0xFFFFFFFF)
+    count, low = 0, np.uint64(0xFFFFFFFF)
     bucket, leader, member = place[0], place[1], place[2]
     while bucket < len(lead):
         first = offsets[bucket]
         size = offsets[bucket + 1] - first
+        fresh = np.searchsorted(members[first : first + size], known) if known else 0
         leader = max(leader, leaders[bucket])
         while leader < lead[bucket]:
-            member = max(member, leader + 1)
+            member = max(member, leader + 1, fresh)
             while member < size:
                 if count == len(lower):
                     place[0], place[1], place[2] = bucket, leader, member

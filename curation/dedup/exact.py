@@ -22,7 +22,7 @@ import xxhash
 from pydantic import Field
 
 from curation.dedup.preference import Preference
-from curation.dedup.ranks import Ranks, write_all
+from curation.dedup.ranks import Ranks, behind, told_apart, write_all
 from curation.dedup.runs import RANGE_BYTES, Run, Shard, gather, ranges, write_run
 from curation.words import WORDS_VERSION, word_hashes
 
@@ -39,7 +39,7 @@ class ExactConfig(Preference):
         description="`normalized` compares words alone: case, punctuation and white space do not count, and a text without a word has no duplicates",
     )
 
-    silent: ClassVar[dict[str, object]] = {"priority": None, "by": "text"}
+    silent: ClassVar[dict[str, object]] = {"priority": None, "against": None, "by": "text"}
 
 
 def normalized(texts: pa.LargeStringArray) -> pa.FixedSizeBinaryArray:
@@ -52,16 +52,24 @@ def normalized(texts: pa.LargeStringArray) -> pa.FixedSizeBinaryArray:
 
 
 def exact_duplicates(
-    shards: Sequence[Shard], scratch: Path, run: Run, range_bytes: int = RANGE_BYTES, *, by: By = "text", ranks: Ranks | None = None
+    shards: Sequence[Shard],
+    scratch: Path,
+    run: Run,
+    range_bytes: int = RANGE_BYTES,
+    *,
+    by: By = "text",
+    ranks: Ranks | None = None,
+    index: Sequence[Shard] = (),
 ) -> list[Path]:
-    """The documents to remove, one file per shard in the order of `shards`: everything whose key a lower row has too, or with `ranks` one of lower rank."""
+    """The documents to remove, one file per shard in the order of `shards`: everything whose key a lower row has too, or with `ranks` one of lower rank, or a member of `index`."""
     work = scratch / "work"
     shutil.rmtree(work, ignore_errors=True)  # what a killed build left
     work.mkdir(parents=True)
-    ranked = shards if ranks is None else ranks.over(shards)
-    keys = run(_write_keys, [(shard, by, work / f"keys-{i}.npy") for i, shard in enumerate(ranked)])
+    known = sum(len(shard.rows()) for shard in index)
+    keyed = [*index, *behind(shards, ranks, known)]
+    keys = run(_write_keys, [(shard, by, work / f"keys-{i}.npy") for i, shard in enumerate(keyed)])
     cuts = ranges(keys, range_bytes)
-    removed = run(_find_copies, [(keys, low, high, work / f"removed-{i}.npy") for i, (low, high) in enumerate(cuts)])
+    removed = run(_find_copies, [(keys, low, high, known, work / f"removed-{i}.npy") for i, (low, high) in enumerate(cuts)])
     decisions = write_all(shards, removed, ranks, scratch, work, run)
     shutil.rmtree(work)
     return decisions
@@ -77,12 +85,12 @@ def _write_keys(shard: Shard, by: By, path: Path) -> Path:
     return write_run(path, [keys[:, 0], keys[:, 1], rows])
 
 
-def _find_copies(keys: Sequence[Path], low: int, high: int, path: Path) -> Path:
+def _find_copies(keys: Sequence[Path], low: int, high: int, known: int, path: Path) -> Path:
     first, second, rows = gather(keys, low, high, 3)
     order = np.lexsort((rows, second, first))
     first, second, rows = first[order], second[order], rows[order]
     opens = np.ones(len(rows), bool)
     opens[1:] = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
     survivors = rows[opens][np.cumsum(opens) - 1]
-    copies = ~opens
-    return write_run(path, [rows[copies], survivors[copies], np.ones(int(copies.sum())).view(np.uint64)])
+    copies = ~opens & (rows >= np.uint64(known))
+    return write_run(path, [*told_apart(rows[copies], survivors[copies], known), np.ones(int(copies.sum())).view(np.uint64)])

@@ -187,11 +187,16 @@ def shingles(texts: pa.LargeStringArray) -> tuple[Hashes, Offsets]:
     out = np.empty(len(hashes), np.uint64)
     offsets = np.empty(len(places), np.int64)
     _shingle_documents(hashes, places, out, offsets)
-    for document in range(len(texts)):
-        out[offsets[document] : offsets[document + 1]].sort()
+    return sorted_sets(out, offsets)
+
+
+def sorted_sets(values: Hashes, offsets: Offsets) -> tuple[Hashes, Offsets]:
+    """The distinct values of each document's stretch of `values`, sorted, in the same array, and the offsets into it."""
+    for document in range(len(offsets) - 1):
+        values[offsets[document] : offsets[document + 1]].sort()
     unique_offsets = np.empty_like(offsets)
-    _unique(out, offsets, unique_offsets)
-    return out[: unique_offsets[-1]], unique_offsets
+    _unique(values, offsets, unique_offsets)
+    return values[: unique_offsets[-1]], unique_offsets
 
 
 @kernel

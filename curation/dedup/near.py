@@ -41,15 +41,17 @@ from curation.dedup.banding import (
     emit,
     group,
     has_shingles,
+    kept,
     least_agreement,
     leave,
     live,
     next_leaders,
     parted,
+    reaching,
 )
 from curation.dedup.decide import REMOVED, most_similar, settle
-from curation.dedup.minhash import PERMUTATIONS, MinhashConfig, agreements, jaccards, shingles
-from curation.dedup.ranks import Ranks, write_all
+from curation.dedup.minhash import PERMUTATIONS, MinhashConfig, agreements, jaccards
+from curation.dedup.ranks import Ranks, behind, told_apart, write_all
 from curation.dedup.rare import Counts, count_shingles, lists_of, no_counts, prefix_lengths, rarest, ratio_of
 from curation.dedup.runs import RANGE_BYTES, Run, Shard, gather, open_run, ranges, write_run
 from curation.dedup.store import Part, Store, sparse, write_part
@@ -68,6 +70,8 @@ class Work(NamedTuple):
     folder: Path
     threshold: float
     range_bytes: int
+    known: int = 0
+    """Rows below this are members of an index: they stay, and are compared with the others alone."""
 
     def map(self, name: str, mode: Literal["r", "r+"] = "r") -> Bytes:
         """A u8 map over rows: `status` and `waiting` (see `decide`), `wanted`."""
@@ -78,11 +82,19 @@ class Work(NamedTuple):
 
 
 def near_duplicates(
-    given: Sequence[Shard], config: MinhashConfig, scratch: Path, run: Run, range_bytes: int = RANGE_BYTES, ranks: Ranks | None = None
+    given: Sequence[Shard],
+    config: MinhashConfig,
+    scratch: Path,
+    run: Run,
+    range_bytes: int = RANGE_BYTES,
+    ranks: Ranks | None = None,
+    index: Sequence[Shard] = (),
 ) -> list[Path]:
-    """The documents to remove, one file per shard in the order of `given`; `scratch/report.json` says what was compared."""
-    shards = given if ranks is None else ranks.over(given)
-    work = Work(scratch / "work", config.threshold, range_bytes)
+    """The documents to remove, one file per shard in the order of `given`; `scratch/report.json` says what was compared. The members of `index`, rows from 0 on,
+    have priority over all and stay."""
+    known = sum(len(shard.rows()) for shard in index)
+    shards = [*index, *behind(given, ranks, known)]
+    work = Work(scratch / "work", config.threshold, range_bytes, known)
     shutil.rmtree(work.folder, ignore_errors=True)  # what a killed build left
     work.folder.mkdir(parents=True)
     bands = banding(config.threshold)
@@ -96,7 +108,8 @@ def near_duplicates(
     _want(work, [part.members for part in found])
     _fill(work, shards, signatures, _write_signatures, run)
 
-    report = Counter(documents=sum(each.documents for each in keyed), bands=bands.bands, band_rows=bands.rows)
+    report = Counter(documents=sum(each.documents for each in keyed) - known, bands=bands.bands, band_rows=bands.rows)
+    report.update({"members_of_the_index": known} if known else {})
     search = _Search(work, shards, signatures, sets, report, run)
     similar, crowd = search.compare([part.buckets for part in found], bands=True)
     if crowd:
@@ -168,6 +181,7 @@ def _find_buckets(work: Work, keys: Sequence[Path], low: int, high: int, name: s
     """Task: the buckets of one range of keys, and everyone in them."""
     keys_and_rows = gather(keys, low, high, 2)
     buckets = group(keys_and_rows[0], keys_and_rows[1])
+    buckets = kept(buckets, reaching(buckets, work.known))
     np.save(work.path(f"members-{name}"), np.unique(buckets.members)[None])
     return Found(_save_buckets(work, buckets, f"buckets-{name}"), work.path(f"members-{name}"))
 
@@ -194,13 +208,16 @@ def _emit(work: Work, path: Path, wave: int, bands: bool, name: str) -> Emitted:
     buckets = live(before, work.map("status"))
     path.unlink()
     out = crowded(before.offsets, buckets, wave) if bands else np.zeros(len(buckets.leaders), np.bool_)
+    some = reaching(buckets, work.known)
+    out &= some
     buckets, rows = parted(buckets, out)
+    buckets = kept(buckets, some[~out])
     crowd = write_run(work.path(f"crowd-{name}"), [rows]) if len(rows) else None
     lead = next_leaders(buckets, wave)
     place = np.zeros(3, np.int64)
     lower, upper = (np.empty(work.range_bytes // _PAIR_BYTES, np.uint64) for _ in range(2))
     pairs: list[Path] = []
-    while count := emit(*buckets, ratio_of(work.threshold), lead, place, lower, upper):
+    while count := emit(*buckets, ratio_of(work.threshold), lead, place, lower, upper, np.uint64(work.known)):
         pairs.append(write_run(work.path(f"pairs-{name}-{len(pairs)}"), [upper[:count], lower[:count]]))
     left = leave(buckets, lead)
     np.save(work.path(f"waiting-{name}"), left.waiting[None])
@@ -252,7 +269,7 @@ def _find_lists(work: Work, keys: Sequence[Path], low: int, high: int, name: str
     """Task: the lists of one range of rare shingles."""
     shingles_and_rows = gather(keys, low, high, 3)
     lists = lists_of(shingles_and_rows[0], shingles_and_rows[1], shingles_and_rows[2], ratio_of(work.threshold))
-    return _save_buckets(work, lists, f"buckets-{name}")
+    return _save_buckets(work, kept(lists, reaching(lists, work.known)), f"buckets-{name}")
 
 
 def _drop_unlikely(work: Work, signatures: Store, pairs: Sequence[Path], name: str, report: Counter[str], run: Run) -> list[Path]:
@@ -333,7 +350,7 @@ def _write_shingles(work: Work, store: Store, shard: Shard, path: Path) -> Part 
     positions = _missing(work, store, rows)
     if not len(positions):
         return None
-    some = (shingles(shard.texts(positions[at : at + _SHINGLED])) for at in range(0, len(positions), _SHINGLED))
+    some = (shard.shingles(positions[at : at + _SHINGLED]) for at in range(0, len(positions), _SHINGLED))
     return write_part(path, rows[positions], ((np.diff(offsets), values) for values, offsets in some))
 
 
@@ -343,6 +360,7 @@ def _mark_waiting(work: Work, paths: Sequence[Path], crowd: Sequence[Path]) -> N
     waiting[:] = 0
     for path in [*paths, *crowd]:
         waiting[open_run(path)[0]] = 1
+    waiting[: work.known] = 0
     for path in paths:
         path.unlink()
 
@@ -359,7 +377,8 @@ def _settle(work: Work, similar: Sequence[Path]) -> None:
 def _name_survivors(work: Work, similar: Sequence[Path]) -> list[Path]:
     """Runs of (removed row, its most similar kept row, bits of their similarity)."""
     status = work.map("status")
-    return [
-        write_run(work.path(f"removed-{i}"), list(most_similar(gather(similar, low, high, 3), status)))
-        for i, (low, high) in enumerate(ranges(similar, work.range_bytes))
-    ]
+    found = []
+    for i, (low, high) in enumerate(ranges(similar, work.range_bytes)):
+        removed, survivors, similarity = most_similar(gather(similar, low, high, 3), status)
+        found.append(write_run(work.path(f"removed-{i}"), [*told_apart(removed, survivors, work.known), similarity]))
+    return found

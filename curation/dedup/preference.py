@@ -1,4 +1,4 @@
-"""Which of several duplicates is kept: what the configurations of `exact` and `minhash` have in common.
+"""Which of several duplicates is kept, and what the documents are compared with: what the configurations of `exact` and `minhash` have in common.
 
 Of duplicates the document kept is the one whose source comes first in the recipe; within a source the one with the best value of `priority`, no value being the worst; among
 equals the one of the lowest row. Keys that are not written do not appear when a configuration is dumped, so they are part of no recipe and no key that does without them.
@@ -23,7 +23,13 @@ class Preference(BaseModel):
     )
     order: Literal["ascending", "descending"] = Field("descending", description="descending prefers the highest values of `priority`")
 
-    silent: ClassVar[dict[str, object]] = {"priority": None}
+    against: str | None = Field(
+        None,
+        description="the folder of an index (`curate index`): documents that equal or resemble one of its members are duplicates of it, whatever their source; "
+        "its members have priority over all and are never duplicates themselves",
+    )
+
+    silent: ClassVar[dict[str, object]] = {"priority": None, "against": None}
 
     @model_validator(mode="after")
     def _orders_something(self) -> Preference:

@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from curation.dedup.minhash import Signatures
-from curation.dedup.runs import DUPLICATES, RANGE_BYTES, Run, Shard, gather, open_run, write_decisions, write_run
-from curation.words import Hashes
+from curation.dedup.runs import DUPLICATES, FOREIGN, RANGE_BYTES, Run, Shard, gather, open_run, write_decisions, write_run
+from curation.words import Hashes, Offsets
 
 _SAMPLES = 256
 _NONE = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -38,10 +37,6 @@ class Ranks(NamedTuple):
     starts: list[int]
     shards: list[Path]
 
-    def over(self, shards: Sequence[Shard]) -> list[Shard]:
-        """The shards with ranks for rows."""
-        return [_Ranked(shard, ranks) for shard, ranks in zip(shards, self.shards, strict=True)]
-
     def rows_of(self, ranks: Hashes) -> Hashes:
         """The rows of documents of these ranks."""
         rows = np.empty(len(ranks), np.uint64)
@@ -53,18 +48,20 @@ class Ranks(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Ranked:
-    """A shard whose rows are ranks."""
+class _Renumbered:
+    """A shard whose rows are ranks, or rows, behind those of an index."""
 
     shard: Shard
-    ranks: Path
+    ranks: Path | None
+    first: int = 0
 
     @property
     def name(self) -> str:
         return self.shard.name
 
     def rows(self) -> Hashes:
-        return open_run(self.ranks)
+        rows = self.shard.rows() if self.ranks is None else open_run(self.ranks)
+        return rows + np.uint64(self.first) if self.first else rows
 
     def signatures(self) -> Signatures:
         return self.shard.signatures()
@@ -75,8 +72,21 @@ class _Ranked:
     def normalized(self) -> tuple[Hashes, npt.NDArray[np.bool_]]:
         return self.shard.normalized()
 
-    def texts(self, positions: npt.NDArray[np.int64]) -> pa.LargeStringArray:
-        return self.shard.texts(positions)
+    def shingles(self, positions: npt.NDArray[np.int64]) -> tuple[Hashes, Offsets]:
+        return self.shard.shingles(positions)
+
+
+def behind(shards: Sequence[Shard], ranks: Ranks | None, known: int) -> list[Shard]:
+    """The shards with ranks for rows, if there are any, behind the `known` members of an index."""
+    if ranks is None:
+        return [_Renumbered(shard, None, known) for shard in shards] if known else list(shards)
+    return [_Renumbered(shard, path, known) for shard, path in zip(shards, ranks.shards, strict=True)]
+
+
+def told_apart(removed: Hashes, survivors: Hashes, known: int) -> tuple[Hashes, Hashes]:
+    """(removed, survivors) as the corpus counts them, of numbers behind `known` members of an index: a survivor among these is marked `FOREIGN`."""
+    number = np.uint64(known)
+    return removed - number, np.where(survivors < number, survivors | FOREIGN, survivors - number)
 
 
 def _span(shard: int) -> tuple[int, int]:
@@ -188,7 +198,9 @@ def _place(ranks: Ranks, number: int, removed: Sequence[Path], path: Path) -> Pa
     """Task: the run (place, survivor's row, bits of the similarity) of the removed documents of one part."""
     part, start = open_run(ranks.parts[number]), ranks.starts[number]
     found = gather(removed, start, start + part.shape[1], 3)
-    return write_run(path, [part[1, found[0] - np.uint64(start)], ranks.rows_of(found[1]), found[2]])
+    survivors, here = found[1], found[1] < FOREIGN
+    survivors[here] = ranks.rows_of(survivors[here])
+    return write_run(path, [part[1, found[0] - np.uint64(start)], survivors, found[2]])
 
 
 def _write_placed(number: int, placed: Sequence[Path], path: Path) -> Path:

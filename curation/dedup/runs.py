@@ -4,7 +4,8 @@ A run is one `.npy` file, u64[columns, n], ordered by its first column. Steps wr
 column from all runs together; how many ranges there are follows from the bytes, and no result depends on it. Similarities travel in a run as
 the bits of their f8.
 
-Decisions about duplicates end as one `.npy` per shard of `DUPLICATES`: position in the shard, survivor's row, similarity; sorted by position.
+Decisions about duplicates end as one `.npy` per shard of `DUPLICATES`: position in the shard, survivor's row, similarity; sorted by position. A survivor
+that lies in an index (`index`) and not in the corpus is its member's number with the bit `FOREIGN`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from curation.dedup.minhash import Signatures
-from curation.words import Hashes
+from curation.words import Hashes, Offsets
 
 DUPLICATES = np.dtype([("position", "<u4"), ("survivor", "<u8"), ("similarity", "<f8")])
+FOREIGN = np.uint64(1 << 63)
 RANGE_BYTES = 64 << 20
 END = 1 << 64
 _SAMPLES = 256
@@ -47,7 +48,9 @@ class Shard(Protocol):
         """Normalised keys u64[n, 2], and which documents have one (see `exact`)."""
         ...
 
-    def texts(self, positions: npt.NDArray[np.int64]) -> pa.LargeStringArray: ...
+    def shingles(self, positions: npt.NDArray[np.int64]) -> tuple[Hashes, Offsets]:
+        """The sorted shingle hashes of the documents at `positions`, flat, and the offsets into them (see `minhash.shingles`)."""
+        ...
 
 
 def write_run(path: Path, columns: Sequence[Hashes], *, by: Sequence[int] = (0,)) -> Path:

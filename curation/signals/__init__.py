@@ -6,20 +6,20 @@ remembered per row. Adding one: a config class with a `kind`, its functions, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from curation.signals import classifier, heuristics, listed, perplexity
-from curation.signals.reference import Reference, Sample
+from curation.signals import classifier, heuristics, importance, listed, perplexity, topic
+from curation.signals.reference import ModelFile, Reference, Sample
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["SIGNALS", "Reference", "RowSignal", "Sample"]
+__all__ = ["SIGNALS", "ModelFile", "Reference", "RowSignal", "Sample"]
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -31,8 +31,10 @@ class RowSignal(Generic[Config]):
     config: type[Config]
     version: Callable[[Config], str]  # changes whenever a value or a model's bytes may; part of every key
     fields: Callable[[Config], pa.DataType]  # the type of one value: a scalar, or a struct of several
-    references: Callable[[Config], dict[str, Reference]]  # the texts its model is trained on, by role; empty: it has no model
-    train: Callable[[Config, dict[str, pa.LargeStringArray], Path, int], None]  # (config, texts by role, folder, seed), in a fresh process
+    references: Callable[[Config], Mapping[str, Reference | ModelFile]]  # what its model is made of, by role; empty: it has no model
+    train: Callable[
+        [Config, dict[str, pa.LargeStringArray], Path, int], None
+    ]  # (config, texts by role or the path of a model file, folder, seed), in a fresh process
     compute: Callable[
         [Config, pa.LargeStringArray, Path | None], pa.Array
     ]  # (config, texts, the trained folder): one value per text, never NaN
@@ -74,5 +76,21 @@ SIGNALS: dict[str, RowSignal[Any]] = {
         references=perplexity.references,
         train=perplexity.train,
         compute=perplexity.compute,
+    ),
+    "importance": RowSignal(
+        config=importance.ImportanceConfig,
+        version=importance.version,
+        fields=importance.fields,
+        references=importance.references,
+        train=importance.train,
+        compute=importance.compute,
+    ),
+    "topic": RowSignal(
+        config=topic.TopicConfig,
+        version=topic.version,
+        fields=topic.fields,
+        references=topic.references,
+        train=topic.train,
+        compute=topic.compute,
     ),
 }

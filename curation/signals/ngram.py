@@ -18,6 +18,7 @@ Training holds about 155 bytes per word of the reference (measured), its text as
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,7 +80,38 @@ def train(words: Hashes, offsets: Offsets, order: int, vocabulary: int) -> Model
         rank = grams.rank
     backoffs.append(np.zeros(len(keys[-1])))
     floor = float(np.log(types / vocabulary / (total + types)))
-    return Model(order, types, floor, _table(np.concatenate(keys), np.concatenate(logs), np.concatenate(backoffs)))
+    return model_of(order, types, floor, np.concatenate(keys), np.concatenate(logs), np.concatenate(backoffs))
+
+
+def model_of(order: int, words: int, floor: float, keys: Hashes, logs: Floats, backoffs: Floats) -> Model:
+    """The model of n-grams given by their keys, `BEGIN` for `<s>` among them, with natural log probabilities and back-offs."""
+    return Model(order, words, floor, _table(keys, logs, backoffs))
+
+
+def seen(words: Hashes, offsets: Offsets, order: int) -> Iterator[tuple[Hashes, Hashes]]:
+    """Per length, the distinct n-grams but `<s>` alone: u64[n, length] of word hashes, and their keys."""
+    text, place = _sentences(words, offsets)
+    ending = text.copy()
+    for length in range(1, order + 1):
+        if length > 1:
+            ending[1:] = extended(ending[:-1], text[1:])
+        grams = _distinct(ending, place, max(1, length - 1))
+        yield text[grams.first[:, None] + np.arange(1 - length, 1)], grams.keys
+
+
+def keys_of(grams: Hashes) -> Hashes:
+    """The keys of n-grams given as u64[n, length] of word hashes."""
+    keys: Hashes = grams[:, 0].copy()
+    for column in range(1, grams.shape[1]):
+        keys = extended(keys, grams[:, column])
+    return keys
+
+
+def values(model: Model, keys: Hashes) -> tuple[Floats, Floats]:
+    """The log probability and the back-off of n-grams that the model has."""
+    found = np.empty((len(keys), 2))
+    _values(keys, model.table, model.table.view(np.float32), found)
+    return found[:, 0], found[:, 1]
 
 
 def log_likelihoods(model: Model, words: Hashes, offsets: Offsets) -> Floats:
@@ -207,6 +239,14 @@ def _slot(table: Hashes, key: np.uint64) -> np.int64:
     while table[at, 0] != EMPTY and table[at, 0] < key:
         at = (at + np.uint64(1)) & np.uint64(len(table) - 1)
     return np.int64(at) if table[at, 0] == key else np.int64(-1)
+
+
+@kernel
+def _values(keys: Hashes, table: Hashes, values: Singles, found: Floats) -> None:
+    for row in range(keys.size):
+        slot = _slot(table, keys[row])
+        found[row, 0] = values[slot, 2]
+        found[row, 1] = values[slot, 3]
 
 
 @kernel

@@ -1,20 +1,39 @@
-"""Where the texts come from that a signal's model is trained on: files, or a sample of one of the recipe's sources.
+"""Where the texts come from that a signal's model is trained on: files, or a sample of one of the recipe's sources; and models that others trained.
 
 A reference is drawn from documents as they were read, never from those still alive, so that a changed rule does not change a model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
 class Sample(BaseModel):
-    """The `documents` documents of the source `sample` with the lowest content hash under the recipe's seed; all of them where there are fewer."""
+    """The `documents` documents of the source `sample` with the lowest content hash under the recipe's seed; all of them where there are fewer.
+
+    With `where`, only those for which it holds. It sees what reading gave and the row signals added before, which are computed for that on documents as they were read, dropped ones too:
+    what a rule did to them in between changes no model. Of equal texts it looks at the first.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sample: str
     documents: int = Field(default=5000, gt=0)
+    where: str | None = Field(default=None, description="a rule over what reading gave and row signals added before")
 
 
 Reference = str | Sample  # a text is a file pattern, read as the files of a source are
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One file with a trained model. What `look` finds in it (JSON) is remembered by the file's digest; `check` raises a UserError where the recipe does not fit it."""
+
+    path: str
+    look: Callable[[Path], Any]
+    check: Callable[[Any], None]

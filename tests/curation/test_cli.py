@@ -70,7 +70,7 @@ FEW = {"kind": "fasttext", "train": {"positive": {"sample": "code"}, "negative":
         (step(keep="qualty > 3"), [], "names 'qualty', which is no column"),
         (step(keep="AVG(score) > 3"), [], "an aggregate"),
         (step(keep="score"), [], "a rule is Boolean"),
-        (step(add={"q": {"kind": "bert"}}), [], "accepted: exact, fasttext, heuristics, listed, minhash, ngram"),
+        (step(add={"q": {"kind": "bert"}}), [], "accepted: exact, fasttext, heuristics, importance, listed, minhash, ngram, topic"),
         (step(add={"q": FEW}), [], "fasttext: "),
         (mixture(stages=TOO_MUCH), [], "domain"),
         (mixture(stages=[{**TOO_MUCH[0], "weights": {"domian": 1}}]), [], "no component 'domian'"),
@@ -187,6 +187,7 @@ def test_inspect_json_is_the_header_with_digest_effective_tokens_and_duplicates(
         for name, one in stage["components"].items():
             unique = known["components"][name]["unique_tokens"]
             assert unique <= one.pop("effective_tokens") <= known["components"][name]["tokens"]
+    facts.pop("trained")
     for step in facts.pop("duplicates"):
         for name, counted in step["sources"].items():
             dropped = [one["documents"] for one in header["sources"][name]["dropped"] if one["step"] == step["step"]]

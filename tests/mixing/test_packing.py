@@ -149,6 +149,20 @@ def test_pack_more_documents_than_the_window_none_waits_longer_than_it(most: int
     assert (latest_before - first <= 32).all()
 
 
+@pytest.mark.parametrize("documents", [2000, 8000])
+def test_pack_few_documents_length_says_little_about_when_a_document_comes(documents: int) -> None:
+    """In a window that holds a whole component the longest go first."""
+    lengths = np.maximum(1, np.random.default_rng(4).lognormal(5.0, 1.0, documents)).astype(np.int64)
+
+    def correlation(window: int | None) -> float:
+        packed = pack(pieces_of_many(lengths), 1024, 0.9, np.zeros(documents, np.uint8), window)
+        sequence = np.repeat(np.arange(len(packed.first_span)), np.diff(packed.first_span, append=len(packed.spans.document)))
+        return float(np.corrcoef(np.log(lengths[packed.spans.document]), sequence)[0, 1])
+
+    assert abs(correlation(None)) < 0.1
+    assert correlation(4096) < -0.3
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.one_of(st.integers(0, 3), st.integers(1, 400)), min_size=1, max_size=40).filter(any))
 def test_interleave_random_quotas_every_prefix_within_one_sequence(quotas: list[int]) -> None:

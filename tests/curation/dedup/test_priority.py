@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from curation.dedup.exact import ExactConfig, exact_duplicates, normalized
 from curation.dedup.minhash import MinhashConfig
 from curation.dedup.near import near_duplicates
-from curation.dedup.ranks import Ranks, open_run, rank
+from curation.dedup.ranks import Ranks, behind, open_run, rank
 from curation.words import words
 
 NAN = float("nan")
@@ -87,7 +87,7 @@ def test_rank_any_dealing_and_ranges_is_a_plain_sort(rows: list[tuple[int, float
         ranks = rank(dealt, owners, Values(tuple(keys)), Path(scratch) / "ranks", serial, range_bytes)
         expected = preferred(sources, keys)
         assert ranked_rows(ranks) == expected
-        for shard, over in zip(dealt, ranks.over(dealt), strict=True):
+        for shard, over in zip(dealt, behind(dealt, ranks, 0), strict=True):
             assert [expected[int(one)] for one in over.rows()] == shard.rows().tolist()
 
 

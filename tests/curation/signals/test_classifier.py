@@ -12,9 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from curation.signals import SIGNALS, Sample
-from curation.signals.classifier import ClassifierConfig, area_under_curve, clean
+from curation.signals.classifier import ClassifierConfig
+from curation.signals.fasttext_scoring import clean
+from curation.signals.held_out import area_under_curve, calibration
 from mixing import UserError
 
 SIGNAL = SIGNALS["fasttext"]
@@ -72,9 +75,8 @@ def test_training_again_in_another_order_and_dirty_memory_gives_the_same_bytes(m
     # Under MALLOC_PERTURB_ glibc hands out memory full of 0xB2, which fastText would take for a part of its matrix.
     again = train_in_fresh_process(tmp_path / "run" / "model", good[::-1], [*bad[::-1], bad[0]], MALLOC_PERTURB_="77")
 
-    assert sorted(path.name for path in again.iterdir()) == ["metrics.json", "model.bin"]
-    assert (again / "model.bin").read_bytes() == (model / "model.bin").read_bytes()
-    assert (again / "metrics.json").read_bytes() == (model / "metrics.json").read_bytes()
+    assert {"metrics.json", "model.bin", "table.npy"} <= {path.name for path in again.iterdir()}
+    assert {path.name: path.read_bytes() for path in again.iterdir()} == {path.name: path.read_bytes() for path in model.iterdir()}
 
 
 def test_scores_of_unseen_texts_tell_the_samples_apart(model: Path) -> None:
@@ -88,9 +90,22 @@ def test_scores_of_unseen_texts_tell_the_samples_apart(model: Path) -> None:
 def test_held_out_figures_count_a_tenth_of_each_sample(model: Path) -> None:
     metrics = json.loads((model / "metrics.json").read_text())
 
-    assert metrics["positive"] == {"held_out": 20, "trained": 180}
-    assert metrics["negative"] == {"held_out": 30, "trained": 270}
+    assert metrics["labels"] == {"positive": {"held_out": 20, "trained": 180}, "negative": {"held_out": 30, "trained": 270}}
     assert 0.95 < metrics["auc"] <= 1
+    assert sum(one["texts"] for one in metrics["bins"]) == 50
+    assert 0 <= metrics["calibration_error"] < 0.5
+
+
+def test_calibration_of_known_probabilities_is_the_mean_distance_of_its_bins() -> None:
+    predicted, is_right = np.array([0.02, 0.04, 0.95, 1.0]), np.array([False, True, True, True])
+
+    found = calibration(predicted, is_right)
+
+    assert found["calibration_error"] == pytest.approx((2 * abs(0.03 - 0.5) + 2 * abs(0.975 - 1)) / 4)
+    assert found["bins"] == [
+        {"from": 0.0, "texts": 2, "predicted": 0.03, "right": 0.5},
+        {"from": 0.9, "texts": 2, "predicted": 0.975, "right": 1.0},
+    ]
 
 
 def test_score_does_not_depend_on_the_batch(model: Path) -> None:
@@ -133,19 +148,36 @@ def test_cleaned_text_is_one_line_without_control_words(text: str) -> None:
     assert not any(piece.startswith("__label__") for piece in pieces)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "a.bin", "label": "x"}, "exactly one of train, model"),
+        ({"train": None}, "exactly one of train, model"),
+        ({"label": "x"}, "label: goes with model"),
+        ({"train": None, "model": "a.bin"}, "label: goes with model"),
+        ({"train": None, "model": "a.bin", "label": "x"}, "buckets, dimensions: goes with train"),
+    ],
+)
+def test_config_that_is_neither_trained_nor_given_is_refused(change: dict[str, object], message: str) -> None:
+    values = {key: value for key, value in (SETTINGS | change).items() if value is not None}
+
+    with pytest.raises(ValidationError, match=message):
+        ClassifierConfig.model_validate(values)
+
+
 def test_text_of_both_samples_is_left_out_of_both(tmp_path: Path) -> None:
     shared = documents("x", 30, 8)
     folder = train_in_fresh_process(tmp_path / "run" / "model", documents("g", 20, 1) + shared, documents("b", 20, 2) + shared)
 
     metrics = json.loads((folder / "metrics.json").read_text())
 
-    assert metrics["positive"] == metrics["negative"] == {"held_out": 2, "trained": 18}
+    assert metrics["labels"]["positive"] == metrics["labels"]["negative"] == {"held_out": 2, "trained": 18}
 
 
 def test_sample_with_too_few_texts_of_its_own_is_refused(tmp_path: Path) -> None:
     shared = documents("x", 12, 8)
 
-    with pytest.raises(UserError, match=r"train\.positive: 0 distinct texts, 12 more stand in both samples; .* at least 10"):
+    with pytest.raises(UserError, match=r"train\.positive: 0 distinct texts, 12 more stand under several labels; .* at least 10"):
         SIGNAL.train(CONFIG, {"positive": array(shared), "negative": array(shared + documents("b", 20, 2))}, tmp_path, 17)
 
 
