@@ -16,10 +16,13 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
 
 import torch
 import torch.distributed as dist
 import transformers
+from huggingface_hub import constants, try_to_load_from_cache
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -122,9 +125,21 @@ def architecture(config: Config) -> PretrainedConfig:
 
 
 def refuse_absent_folder(path: str) -> None:
-    """A path that no hub name looks like is not looked for there."""
-    if not Path(path).is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise UserError(f"model.path: {path}: no such folder; give a folder or hub name of a transformers model")
+    """A path that is no folder here and no hub name, or one that is neither stored nor to be had because the hub does not answer."""
+    if Path(path).is_dir():
+        return
+    reason = ""
+    if not path.startswith((".", "/", "~")) and path.count("/") <= 1 and not ("/" in path and Path(path).parent.is_dir()):
+        if isinstance(try_to_load_from_cache(path, "config.json"), str):
+            return
+        try:
+            urlopen(f"{constants.ENDPOINT}/api/models/{path}", timeout=10).close()
+            return
+        except HTTPError:
+            return  # it answers: transformers says what is wrong
+        except URLError as error:  # transformers would try again and again
+            reason = f", and the hub does not answer ({error.reason})"
+    raise UserError(f"model.path: {path}: no such folder{reason}; give a folder or hub name of a transformers model")
 
 
 def refuse_mismatch(model: PreTrainedModel, path: str | None, manifest: Manifest) -> None:

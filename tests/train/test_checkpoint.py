@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mixing import UserError
@@ -14,7 +17,7 @@ from mixing.manifest import Manifest
 from train import checkpoint
 from train.checkpoint import Saver, State, checkpoints, export_checkpoint, model_tensors, read_state, restore
 from train.model import architecture, new_model
-from train.optim import Optimizer
+from train.optim import Optimizer, freeze
 from train.start import Run
 
 
@@ -79,19 +82,97 @@ def test_checkpoint_that_a_kill_left_incomplete_is_never_read_and_goes_with_the_
     assert not left.exists()
 
 
-def test_checkpoint_with_a_file_cut_short_is_refused_by_name(model: Any, run: Run) -> None:
-    save(run, state(1), model, trained(model, run, 1))
-    folder = run.folder / "checkpoints/step-1"
+def test_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_offered(model: Any, run: Run) -> None:
+    optimizer = trained(model, run, 1)
+    for step in (1, 2):
+        save(run, state(step), model, optimizer)
+    folder = run.folder / "checkpoints/step-2"
     (shard,) = folder.glob("*.safetensors")
-    size = shard.stat().st_size
-    with shard.open("r+b") as file:
-        file.truncate(size - 1)
+    whole = shard.read_bytes()
 
-    with pytest.raises(UserError, match=rf"{shard.name}: {size - 1} bytes, state.json says {size}; remove step-1"):
+    shard.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    with pytest.raises(UserError, match=rf"{shard.name}: its bytes are not those that were written; remove step-2 to go on from step-1"):
+        read_state(folder)
+    shard.write_bytes(whole[:-1])
+    with pytest.raises(UserError, match=rf"{shard.name}: {len(whole) - 1} bytes, state.json says {len(whole)}; remove step-2"):
+        read_state(folder)
+    shard.unlink()
+    with pytest.raises(UserError, match=rf"{shard.name}: None bytes"):
         read_state(folder)
     (folder / "state.json").write_text("{")
-    with pytest.raises(UserError, match=r"state\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"state\.json: cannot be read: .*; remove step-2 to go on from step-1"):
         read_state(folder)
+    (folder.with_name("step-1") / "state.json").write_text("{}")
+    with pytest.raises(UserError, match=r"remove step-1 to go on from the start"):
+        read_state(folder.with_name("step-1"))
+
+
+def test_tensors_changed_while_they_are_being_written_are_saved_as_they_were(model: Any, run: Run) -> None:
+    optimizer = trained(model, run, 1)
+    before = {name: tensor.clone() for name, tensor in tensors(model, optimizer).items()}
+
+    with Saver(run.folder, 2, run.world) as saver:
+        saver.save(state(1), tensors(model, optimizer))
+        saver.wait_for_copy()
+        for tensor in tensors(model, optimizer).values():
+            tensor.fill_(7)
+        saver.wait()
+
+    restored = tensors(model, optimizer)
+    restore(run.folder / "checkpoints/step-1", restored, sharded=False)
+    assert all(torch.equal(restored[name], tensor) for name, tensor in before.items())
+
+
+FULL_DISK = """
+import resource, signal, sys, torch
+from pathlib import Path
+from train.checkpoint import Saver, State
+from train.model import World
+from mixing import UserError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder, world = Path(sys.argv[1]), World(0, 1, torch.device("cpu"), sharded=False)
+values = {"model/w": torch.ones(100_000)}
+with Saver(folder, 2, world) as saver:
+    saver.save(State(1, 1, 1, "", ""), values)
+    saver.wait()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # a file of 400 kB does not fit any more
+    try:
+        saver.save(State(2, 2, 2, "", ""), values)
+        saver.wait()
+    except UserError as error:
+        print(error)
+print(sorted(path.name for path in (folder / "checkpoints").iterdir()))
+"""
+
+
+def test_save_that_does_not_fit_is_one_message_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    result = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False)
+
+    message, left = result.stdout.splitlines()
+    assert message.startswith(f"{tmp_path}/checkpoints: the checkpoint cannot be written: ")
+    assert "File too large" in message
+    assert message.endswith("; make room, then go on from the one before it with --start resume")
+    assert left == "['step-1']"
+
+
+def test_average_is_exported_and_frozen_weights_with_it(model: Any, run: Run, manifest: Manifest, tmp_path: Path) -> None:
+    freeze(model, ["embeddings"])
+    config = run.config.model_copy(update={"ema": 512})
+    optimizer = Optimizer(model, config)
+    run.folder.mkdir()
+    checkpoint.write_blueprint(run.folder, model, manifest)
+    optimizer.step({name: torch.ones_like(value) for name, value in optimizer.ema.items()}, 0.1, torch.ones(()), torch.zeros(()), 512)
+    save(run, state(1), model, optimizer)
+
+    latest = load_file(export_checkpoint(run.folder, tmp_path / "latest", None) / "model.safetensors")
+    average = load_file(export_checkpoint(run.folder, tmp_path / "average", None, "ema") / "model.safetensors")
+
+    assert torch.equal(average["lm_head.weight"], optimizer.ema["lm_head.weight"])
+    assert not torch.equal(average["lm_head.weight"], latest["lm_head.weight"])
+    assert torch.equal(average["model.embed_tokens.weight"], latest["model.embed_tokens.weight"])
+    save(run, state(2), model, trained(model, run, 0))
+    with pytest.raises(UserError, match=r"step-2: holds no average of the weights; train with ema: HALF_LIFE"):
+        export_checkpoint(run.folder, tmp_path / "other", None, "ema")
 
 
 def test_exported_folder_loads_in_transformers_with_equal_logits(model: Any, run: Run, manifest: Manifest, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def launch(processes: int, manifest: Path, jobs: list[tuple[dict[str, Any], str,
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--rdzv-backend=c10d"]
     command = [*torchrun, "--rdzv-endpoint=127.0.0.1:0", str(script), str(manifest), json.dumps(jobs, default=str)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr.split("\nE1")[0][-3000:]
 
 
@@ -92,6 +92,7 @@ def told(run: Path) -> tuple[str, list[tuple[float, float]]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_parameters_are_equal_on_1_2_and_4_processes_and_after_every_change_between_them(tmp_path: Path) -> None:
     manifest = small_manifest(tmp_path / "small", tokens=3000)
     one = train(manifest, validated(Config, PLAIN), "fresh", tmp_path / "one")
@@ -172,7 +173,7 @@ def test_tree_adds_the_same_for_every_world(bins: int) -> None:
     torch.testing.assert_close(sums[0], parts.sum(0), rtol=1e-4, atol=1e-1)
 
 
-@given(st.lists(st.floats(-1e30, 1e30, width=32), min_size=1, max_size=40), st.randoms(use_true_random=False))
+@given(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=1, max_size=40), st.randoms(use_true_random=False))
 def test_norm_is_the_same_in_any_order_and_cut(values: list[float], random: Any) -> None:
     world = World(0, 1, torch.device("cpu"), sharded=False)
     whole = torch.tensor(values)

@@ -23,7 +23,6 @@ from train.record import promised
 from train.start import Run
 from train.stream import Step, fill, read_step
 
-
 MEASURED = {"tokens_per_second", "memory", "stall"}
 
 
