@@ -27,8 +27,8 @@ import yaml
 ROOT = Path(__file__).parents[1]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 RATES = [5e-4, 1.5e-3, 5e-3]
-DURATIONS = [30_000, 60_000, 120_000]
-BASE_TOKENS, MIXTURE_TOKENS = 600_000, 200_000
+DURATIONS = [20_000, 40_000, 80_000]
+BASE_TOKENS, MIXTURE_TOKENS = 400_000, 150_000
 MODEL = {
     "model_type": "llama",
     "hidden_size": 96,
@@ -77,7 +77,7 @@ def main() -> None:
     run("python", ROOT / "examples/train_tokenizer.py", tokenizer, *texts, "--entries", "2048", "--megabytes", "1")
 
     say("Three manifests: prose for the base, and each data set alone; all hold out the same prose")
-    for name, tokens in (("prose", BASE_TOKENS), ("code", 150_000), ("sums", 150_000)):
+    for name, tokens in (("prose", BASE_TOKENS), ("code", 100_000), ("sums", 100_000)):
         build(folder, corpus, name, {name: 1}, tokens)
 
     say("A base model that has read prose")

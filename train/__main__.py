@@ -38,9 +38,17 @@ def main() -> None:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
     "--start",
-    type=click.Choice(["fresh", "weights", "resume"]),
-    help="fresh: random weights. weights: those of model.path, with a new optimizer. resume: go on from the newest checkpoint in RUN, exactly. "
+    type=click.Choice(["fresh", "weights", "weights-optimizer", "continue", "resume"]),
+    help="fresh: random weights. weights: those of model.path, with a new optimizer. weights-optimizer: both of --from, at the rates of CONFIG, from "
+    "token 0. continue: go on from --from with a manifest remixed from its own. resume: go on from the newest checkpoint in RUN, exactly. "
     "Default: weights if the configuration has model.path, else fresh; a run with checkpoints is only ever resumed.",
+)
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="The run, or one of its checkpoints, for weights-optimizer and continue.",
 )
 @click.option(
     "-o",
@@ -50,19 +58,26 @@ def main() -> None:
     metavar="RUN",
     help="The run folder. Default: runs/<name>-v<version> of the manifest.",
 )
-def run(manifest: Path, config: Path, overrides: tuple[str, ...], start: Start | None, run_folder: Path | None) -> None:
+def run(
+    manifest: Path, config: Path, overrides: tuple[str, ...], start: Start | None, source: Path | None, run_folder: Path | None
+) -> None:
     """Train from a manifest as a configuration says.
 
     MANIFEST is a folder or its manifest.json, CONFIG a YAML file that key.key=value overrides. Works the same under torchrun. Prints the run
-    folder; progress goes to stderr.
+    folder; progress goes to stderr. SIGTERM and the time_limit of CONFIG end a run early: it saves a checkpoint and exits with code 75.
     """
     with _refusals():
         from train.config import load
 
         loaded = load(config, overrides)
-        from train.loop import train  # imported here, after the configuration was read: torch and transformers take seconds
+        from train.loop import Stopped, train  # imported here, after the configuration was read: torch and transformers take seconds
 
-        folder = train(manifest, loaded, start, run_folder)
+        try:
+            folder = train(manifest, loaded, start, run_folder, source)
+        except Stopped as stopped:
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                click.echo(stopped, err=True)
+            raise SystemExit(os.EX_TEMPFAIL) from None
         if os.environ.get("RANK", "0") == "0":
             click.echo(folder)
 
@@ -73,7 +88,8 @@ def run(manifest: Path, config: Path, overrides: tuple[str, ...], start: Start |
     "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The folder to write; it must not exist."
 )
 @click.option("--step", type=int, help="The checkpoint to export. Default: the newest.")
-def export(run_folder: Path, output: Path, step: int | None) -> None:
+@click.option("--ema", "kind", flag_value="ema", default="model", help="The average of the weights instead (ema in the configuration).")
+def export(run_folder: Path, output: Path, step: int | None, kind: str) -> None:
     """Write a checkpoint of RUN as a Hugging Face folder.
 
     It holds safetensors, the configuration and the manifest's tokenizer; its path is printed.
@@ -81,7 +97,7 @@ def export(run_folder: Path, output: Path, step: int | None) -> None:
     with _refusals():
         from train.checkpoint import export_checkpoint
 
-        click.echo(export_checkpoint(run_folder, output, step))
+        click.echo(export_checkpoint(run_folder, output, step, kind))
 
 
 @main.command()

@@ -2,232 +2,187 @@
 
 In: a manifest, a configuration, how to start, a run folder. Out, in that folder: `config.yaml`, `metrics.jsonl` (one line a step),
 `measurements.jsonl` (hold-out losses), `checkpoints/step-N/`, `model/` (configuration and tokenizer of the exports), `export/`. Everything a step
-does follows from (manifest, configuration, sequence number): a run killed at any instant and resumed on as many processes ends with the same
-parameters bit for bit, and its records hold every step once.
+does follows from (manifest, configuration, sequence number): a run killed at any instant and resumed on as many processes, in exact mode on any
+number, ends with the same parameters bit for bit, and its records hold every step once.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-import shutil
-import subprocess
-import sys
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
 
-import numpy as np
 import torch
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoConfig, PreTrainedModel
 
 from mixing import UserError
 from mixing.manifest import Manifest
-from mixing.measurements import Measurement, append
-from train import checkpoint, optim
+from train import checkpoint, exact, optim, weights
 from train import config as settings
 from train import evaluate as evaluation
 from train import model as models
+from train.checkpoint import State, Tensors
 from train.config import Config
-from train.evaluate import Examination, Result, evaluate, measurements
-from train.model import World
+from train.evaluate import Examination, evaluate
+from train.guard import Guard
+from train.optim import Optimizer
+from train.record import Outcome, Record, Taken, progress_bar
+from train.schedule import learning_rate
+from train.start import Run, decided_start, opened
 from train.stream import Step, micro_batch_size, steps
 from train.window import windowed
 
 
-class Run(NamedTuple):
-    """What a run is from its start to its end."""
-
-    folder: Path
-    manifest: Manifest
-    config: Config
-    world: World
-
-    @property
-    def total(self) -> int:
-        """Tokens of the whole plan."""
-        return sum(stage["tokens"] for stage in self.manifest.stages)
+class Stopped(Exception):
+    """A signal or the time limit ended the run early, with a checkpoint."""
 
 
-class Outcome(NamedTuple):
-    """What a step did: fp64 [3, components] of nats, predictions and tokens; no norm if nothing was predicted."""
-
-    sums: torch.Tensor
-    norm: float | None
-
-
-def train(manifest_path: Path, config: Config, start: settings.Start | None, folder: Path | None) -> Path:
+def train(manifest_path: Path, config: Config, start: settings.Start | None, folder: Path | None, source: Path | None = None) -> Path:
     """Trains `config` on the manifest and returns the run's folder."""
     models.prepare_transformers()
-    with models.joined_world() as world:
+    with models.joined_world() as world, clear_memory_errors():
         manifest = windowed(Manifest.open(manifest_path), config.batch, config.tokens, config.simulate)
         folder = folder or Path("runs") / f"{manifest.header['name']}-v{manifest.header['version']}"
-        mode = decided_start(start, config, folder)
-        with opened(folder, mode, config, manifest, world) as (run, newest):
-            model, optimizer, state = prepared(run, newest)
-            examination = evaluation.prepared(run.config.evaluate, manifest, world, getattr(model.config, "max_position_embeddings", None))
-            follow_plan(run, model, optimizer, examination, state)
+        mode = decided_start(start, config, folder, source)
+        if config.exact:
+            exact.refuse(config, world)
+        with opened(folder, mode, config, manifest, world, source) as (run, newest):
+            learner, state = prepared(run, newest)
+            context = getattr(learner.model.config, "max_position_embeddings", None)
+            follow_plan(run, learner, evaluation.prepared(run.config.evaluate, manifest, world, context), state)
             if world.rank == 0:
                 checkpoint.export(folder, folder / "export", checkpoint.checkpoints(folder)[-1])
             world.meet()
     return folder
 
 
-def decided_start(asked: settings.Start | None, config: Config, folder: Path) -> settings.Start:
-    """How to start: as asked, else from the weights of model.path, else afresh. A run that has a checkpoint is only ever resumed."""
-    existing = checkpoint.checkpoints(folder)
-    is_run = (folder / "config.yaml").is_file()
-    if asked == "resume":
-        if not is_run:
-            raise UserError(f"{folder}: no run to resume (no config.yaml); start one with --start fresh or --start weights")
-        return asked
-    if existing:
-        raise UserError(f"{folder}: holds a run with {existing[-1].name}; go on with --start resume, or name another folder with -o")
-    if folder.exists() and not is_run and any(folder.iterdir()):
-        raise UserError(f"{folder}: not empty and not a run; name another folder with -o")
-    if asked == "weights" and config.model.path is None:
-        raise UserError("--start weights: model.config has no weights; give model.path, or --start fresh")
-    return asked or ("weights" if config.model.path is not None else "fresh")
+class Learner:
+    """What changes from step to step."""
+
+    def __init__(self, model: PreTrainedModel, config: Config, device: torch.device) -> None:
+        self.model = model
+        self.optimizer = Optimizer(model, config)
+        self.guard = Guard(config.guard, device)
+
+    def tensors(self) -> Tensors:
+        return checkpoint.model_tensors(self.model) | self.optimizer.tensors() | self.guard.tensors()
 
 
-@contextmanager
-def opened(folder: Path, mode: settings.Start, config: Config, manifest: Manifest, world: World) -> Iterator[tuple[Run, Path | None]]:
-    """The run's folder, locked, with its resolved configuration; and the checkpoint to go on from."""
-    if mode == "resume":
-        stored = settings.load(folder / "config.yaml")
-        config = settings.resolved(config.model_copy(update={"manifest": stored.manifest}), manifest, stored.start or "fresh")
-        refuse_changes(stored, config)
-    else:
-        config = settings.resolved(config, manifest, mode)
-    newest = next(iter(reversed(checkpoint.checkpoints(folder))), None)
-    world.meet()  # every process has looked before the first one writes
-    if world.rank > 0:
-        yield Run(folder, manifest, config, world), newest
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        checkpoint.write_text(folder / "config.yaml", settings.as_yaml(config))
-        yield Run(folder, manifest, config, world), newest
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One run at a time in a folder; the lock ends with the process, however it ends."""
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another training run is writing here; wait for it, or name another folder with -o") from None
-        yield
-    finally:
-        os.close(lock)
-
-
-def refuse_changes(stored: Config, config: Config) -> None:
-    """A resumed run is the same run: what decides its result may not have changed."""
-    before, after = flat(settings.identity(stored)), flat(settings.identity(config))
-    changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
-    if changed:
-        key = changed[0]
-        raise UserError(
-            f"{key}: {after.get(key)!r}, but the run to resume has {before.get(key)!r}"
-            + (f" (also changed: {', '.join(changed[1:])})" if changed[1:] else "")
-            + "; put it back, or start a new run from an export with --start weights"
-        )
-
-
-def flat(nested: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested keys as dotted ones."""
-    pairs: dict[str, Any] = {}
-    for key, value in nested.items():
-        pairs |= flat(value, f"{above}{key}.") if isinstance(value, dict) else {above + key: value}
-    return pairs
-
-
-def prepared(run: Run, newest: Path | None) -> tuple[PreTrainedModel, torch.optim.Optimizer, checkpoint.State]:
+def prepared(run: Run, newest: Path | None) -> tuple[Learner, State]:
     """The model, proven to keep documents apart, its optimizer, and where to go on."""
     folder, manifest, config, world = run
-    if newest is not None:
-        model = models.new_model(AutoConfig.from_pretrained(folder / "model"), config.seed)
-    elif config.start == "weights":
-        assert config.model.path is not None
-        model = models.load_weights(config.model.path)
-    else:
-        model = models.new_model(models.architecture(config), config.seed)
-    models.refuse_mismatch(model, config.model.path if newest is None and config.start == "weights" else None, manifest)
+    source = newest or (Path(config.origin.checkpoint) if config.origin else None)
+    loaded = config.model.path if source is None and config.start == "weights" else None
+    model = weights.skeleton(models.architecture(config) if source is None else AutoConfig.from_pretrained(source.parents[1] / "model"))
+    models.refuse_mismatch(model, loaded, manifest)
     if newest is None and world.rank == 0:
         checkpoint.write_blueprint(folder, model, manifest)
+    optim.freeze(model, config.freeze)
     model = models.place(model, config, world)
+    if config.exact:
+        exact.prepare(model, world)
+    if loaded is not None:
+        weights.read(model, loaded)
+    elif source is None:
+        weights.draw(model, models.derived_seed(config.seed, "weights"))
+    learner = Learner(model, config, world.device)
+    state = State(0, 0, 0, manifest.digest, settings.config_digest(config))
+    if source is not None:
+        stored = checkpoint.read_state(source, world)
+        wanted = learner.tensors()
+        if config.start == "weights-optimizer" and newest is None:
+            wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith(("guard/", "ema/"))}
+        else:
+            state = stored if newest else state._replace(step=stored.step, tokens=stored.tokens)
+        checkpoint.restore(source, wanted, world.sharded)
+        learner.optimizer.begin_average(wanted)
     models.check_isolation(model, config, manifest, world)
-    optimizer = optim.adamw(model, config.optimizer)
-    if newest is None:
-        return model, optimizer, checkpoint.State(0, 0, 0, manifest.digest, settings.config_digest(config))
-    checkpoint.restore(newest, model, optimizer, world)
-    return model, optimizer, checkpoint.read_state(newest)
+    return learner, state
 
 
-def follow_plan(
-    run: Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer, examination: Examination, state: checkpoint.State
-) -> None:
+def follow_plan(run: Run, learner: Learner, examination: Examination, state: State) -> None:
     """Every step from `state` to the end of the plan, with its record, and the evaluations and checkpoints that fall due."""
     folder, manifest, config, world = run
-    size = micro_batch_size(config.batch, config.micro_batch, world.size)
-    with Record(run, state) as record, progress_bar(run, state.tokens) as show:
+    size = micro_batch_size(config.batch, config.rows, world.size)
+    with (
+        progress_bar(run, state.tokens) as show,
+        Record(run, state, learner.model, show) as record,
+        checkpoint.Saver(folder, config.checkpoint.keep, world) as saver,
+        asked_to_stop(config.seconds) as stopping,
+    ):
         if state.sequence == 0:
-            record.measured(evaluate(model, examination, config.precision, world), state, None)
-        for step in steps(manifest, state.sequence, config.batch, size, world.rank, world.size, world.device):
-            began = time.perf_counter()
-            middle = state.tokens + step.tokens / 2  # exact on average for every linear piece of the schedule, whatever the batch
-            rate = optim.learning_rate(config.optimizer, config.schedule, middle, run.total)
-            outcome = take_step(run, model, optimizer, step, rate)
+            record.measured(evaluate(learner.model, examination, config.precision, world), state, None)
+        feed = steps(manifest, state.sequence, config.batch, size, world.rank, world.size, world.device)
+        while (began := time.perf_counter()) and (step := next(feed, None)) is not None:
+            stall = time.perf_counter() - began
+            rate = rate_of(run, step, state)
+            outcome = take_step(run, learner, step, rate, saver.wait_for_copy, stopping())
             before, state = state, state._replace(step=state.step + 1, sequence=step.last, tokens=state.tokens + step.tokens)
-            loss = record.stepped(state, outcome, rate, step.tokens / (time.perf_counter() - began))
-            show(state.tokens, loss)
+            stop = record.stepped(Taken(state, step, outcome, rate, time.perf_counter() - began, stall))
             at_end = step.last == manifest.sequences
-            if at_end or evaluation.is_due(config.evaluate, before.tokens, state.tokens):
-                record.measured(evaluate(model, examination, config.precision, world), state, rate)
-            if at_end or due(config.checkpoint.every, before.tokens, state.tokens):
+            measure = at_end or evaluation.is_due(config.evaluate, before.tokens, state.tokens)
+            save = at_end or stop or due(config.checkpoint.every, before.tokens, state.tokens)
+            if measure or save:
+                stop = record.flush() or stop
+            if measure:
+                record.measured(evaluate(learner.model, examination, config.precision, world), state, rate)
+            if save or stop:
                 record.sync()
-                checkpoint.save(folder, state, model, optimizer, config.checkpoint.keep, world)
+                saver.save(state, learner.tensors())
+            if stop and not at_end:
+                saver.wait()
+                raise Stopped(f"stopped after step {state.step}, {state.tokens:,} of {run.total:,} tokens; go on with --start resume")
+        saver.wait()
 
 
-def take_step(run: Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer, step: Step, rate: float) -> Outcome:
+def rate_of(run: Run, step: Step, state: State) -> float:
+    """The learning rate of a step, by the tokens in its middle: exact on average for every linear piece of a schedule, whatever the batch."""
+    stages = run.manifest.stages
+    number = run.manifest.stage_of(step.first)
+    middle = state.tokens + step.tokens / 2
+    begun = run.origin.tokens + sum(stage["tokens"] for stage in stages[:number])
+    return learning_rate(run.config, stages[number]["name"], middle, run.total, middle - begun, stages[number]["tokens"])
+
+
+def take_step(
+    run: Run, learner: Learner, step: Step, rate: float, before_update: Callable[[], None] = lambda: None, stop: bool = False
+) -> Outcome:
     """One update from one step's rows, the loss divided by its predictions over all processes; nothing changes if it has none."""
-    config, world = run.config, run.world
-    sums = torch.zeros(3, len(run.manifest.component_names), dtype=torch.float64, device=world.device)
-    torch.manual_seed(models.derived_seed(config.seed, "step", step.first, world.rank))
+    config, world, model = run.config, run.world, learner.model
+    slots = len(run.manifest.component_names)
+    sums = torch.zeros(len(step.micro_batches) * world.size, 3, slots, dtype=torch.float64, device=world.device)
+    tree = exact.Tree()
     for number, rows in enumerate(step.micro_batches):
+        bin_number = number * world.size + world.rank  # of the step, whatever the world
+        torch.manual_seed(models.derived_seed(config.seed, "step", step.first, bin_number))
         there = rows.to(world.device)
+        reduce = config.exact is not None or number == len(step.micro_batches) - 1
         if isinstance(model, FSDPModule):
-            model.set_requires_gradient_sync(number == len(step.micro_batches) - 1)
+            model.set_requires_gradient_sync(reduce)
         nats = torch.zeros(there.targets.shape, device=world.device)
         if step.predictions:
-            nats = models.losses(model, there, config.precision)
-            (nats.sum() / step.predictions).backward()  # type: ignore[no-untyped-call]
-        sums += models.tally(nats, there, sums.shape[1])
-    sums = world.total(sums).cpu()
-    fed = sums[1:].sum(1).long().tolist()
-    assert fed == [step.predictions, step.tokens], f"fed {fed} predictions and tokens, planned {step.predictions} and {step.tokens}"
+            total, nats = models.losses(model, there, config.precision)
+            (total / step.predictions).backward()  # type: ignore[no-untyped-call]
+            if reduce:
+                tree.push(optim.taken_gradients(model))
+        sums[bin_number] = models.tally(nats, there, slots)
+    told = world.total(torch.cat([sums.flatten(), sums.new_tensor([stop])]))
+    sums = told[:-1].view(sums.shape).sum(0)
+    unknown = told.new_zeros(())
     if not step.predictions:
-        return Outcome(sums, None)
-    shares = optim.gradients(model)
-    norm = optim.gradient_norm(shares, world)
-    if not np.isfinite(norm):
-        raise UserError(
-            f"sequences {step.first} to {step.last}: the gradient is not finite (loss {sums[0].sum().item() / step.predictions}); "
-            "resume from the last checkpoint with a lower learning rate in a new run, or with precision fp32"
-        )
-    optim.clip(shares, norm, config.optimizer.clip)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return Outcome(sums, norm)
+        return Outcome(sums, [told[-1], unknown / 0, unknown, unknown, unknown])
+    gradients = tree.total()
+    shares = list(gradients.values())
+    norm = exact.norm(shares, world) if config.exact else optim.gradient_norm(shares, world, config.parallel.replicate)
+    skip, above = learner.guard.judge(sums[0].sum() / step.predictions, norm)
+    limit = config.optimizer.clip
+    scale = torch.ones_like(skip) if limit is None else (norm / limit).clamp(min=1.0).float()
+    before_update()
+    learner.optimizer.step(gradients, rate, scale, skip, step.tokens)
+    return Outcome(sums, [told[-1], norm, skip, *above])
 
 
 def due(every: int | float, before: int, after: int) -> bool:
@@ -235,134 +190,32 @@ def due(every: int | float, before: int, after: int) -> bool:
     return after // every > before // every
 
 
-class Record:
-    """The run's two files of lines. Lines beyond the state it goes on from are cut off: those steps are computed, and recorded, again."""
+@contextmanager
+def asked_to_stop(limit: float | None) -> Iterator[Callable[[], bool]]:
+    """Whether this process was sent SIGTERM, or has run for `limit` seconds."""
+    told = False
 
-    def __init__(self, run: Run, state: checkpoint.State) -> None:
-        self.run = run
-        self.names = run.manifest.component_names
-        fed = run.manifest.tokens(0, state.sequence)
-        self.consumed = np.bincount(run.manifest.components(0, state.sequence), fed, len(self.names)).astype(np.int64)
-        self.metrics = run.folder / "metrics.jsonl"
-        self.measurements = run.folder / "measurements.jsonl"
-        self.commit = current_commit()
-        if run.world.rank == 0:
-            for path in (self.metrics, self.measurements):
-                cut_after(path, state.tokens if state.step else -1)
-            self.file = self.metrics.open("a", encoding="utf-8", buffering=1)
+    def tell(*_: object) -> None:
+        nonlocal told
+        told = True
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.run.world.rank == 0:
-            self.file.close()
-
-    def stepped(self, state: checkpoint.State, outcome: Outcome, rate: float, speed: float) -> float | None:
-        """One line of metrics.jsonl; the loss of the step."""
-        nats, predictions, tokens = outcome.sums.tolist()
-        self.consumed += np.array(tokens, np.int64)
-        loss = sum(nats) / sum(predictions) if sum(predictions) else None
-        line = {
-            "step": state.step,
-            "sequence": state.sequence,
-            "tokens": state.tokens,
-            "stage": self.run.manifest.stages[self.run.manifest.stage_of(state.sequence - 1)]["name"],
-            "loss": loss,
-            "loss_per_component": {name: total / count for name, total, count in zip(self.names, nats, predictions, strict=True) if count},
-            "consumed": dict(zip(self.names, self.consumed.tolist(), strict=True)),
-            "promised": promised(self.run.manifest, state.tokens),
-            "gradient_norm": outcome.norm,
-            "learning_rate": rate,
-            "tokens_per_second": round(speed, 1),
-        }
-        if self.run.world.rank == 0:
-            self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        return loss
-
-    def measured(self, results: list[Result], state: checkpoint.State, rate: float | None) -> None:
-        """The lines of measurements.jsonl for one evaluation, after a step at the learning rate `rate`."""
-        folder, manifest, config, world = self.run
-        if world.rank == 0:
-            blank = Measurement(
-                run=folder.name,
-                manifest=manifest.digest,
-                component=None,
-                metric="",
-                group="target",
-                tokens=state.tokens,
-                epochs=epochs(manifest, state.sequence),
-                learning_rate=rate,
-                seed=config.seed,
-                value=None,
-                commit=self.commit,
-            )
-            append(self.measurements, measurements(results, config.evaluate.guards, blank))
-            if config.evaluate.items:
-                evaluation.write_items(folder / "items" / f"{state.tokens}.parquet", results)
-
-    def sync(self) -> None:
-        """The lines so far on disk, before a checkpoint lets them count as done."""
-        if self.run.world.rank == 0:
-            os.fsync(self.file.fileno())
-
-
-def cut_after(path: Path, tokens: int) -> None:
-    """Keeps the lines up to `tokens`; a last line that a kill cut short goes too."""
-    if not path.exists():
-        return
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    checkpoint.write_text(path, "".join(line for line in lines if json.loads(line)["tokens"] <= tokens))
-
-
-def promised(manifest: Manifest, tokens: int) -> dict[str, float]:
-    """Tokens of each component that the stages promise by the time `tokens` have been seen: whole stages, then a share of the one under way."""
-    promise = dict.fromkeys(manifest.component_names, 0.0)
-    for stage in manifest.stages:
-        share = min(1.0, max(0, tokens) / stage["tokens"])
-        for name, component in stage["components"].items():
-            promise[name] += component["tokens"] * share
-        tokens -= stage["tokens"]
-    return promise
-
-
-def epochs(manifest: Manifest, sequence: int) -> float | None:
-    """Tokens before `sequence` over those of them that belong to a document's first visit."""
-    spans = manifest.spans(0, sequence)
-    first = int(spans.length[spans.epoch == 0].sum(dtype=np.int64))
-    return int(spans.length.sum(dtype=np.int64)) / first if first else None
-
-
-def current_commit() -> str | None:
-    """The commit of this code, if it runs from a checkout."""
-    checkout = Path(__file__).parents[1]
-    if not (checkout / ".git").exists() or shutil.which("git") is None:
-        return None
-    answer = subprocess.run(["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or None
+    began = time.monotonic()
+    before = signal.signal(signal.SIGTERM, tell)
+    try:
+        yield lambda: told or (limit is not None and time.monotonic() - began > limit)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
-def progress_bar(run: Run, tokens: int) -> Iterator[Callable[[int, float | None], None]]:
-    """A bar on stderr for a person who watches; nothing otherwise."""
-    if run.world.rank or not sys.stderr.isatty():
-        yield lambda _tokens, _loss: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f} %  {task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("train", total=run.total, completed=tokens, note="")
-        began, first = time.perf_counter(), tokens
-
-        def show(now: int, loss: float | None) -> None:
-            speed = (now - first) / (time.perf_counter() - began)
-            bar.update(task, completed=now, note=f"{now:,} tokens  {speed:,.0f}/s" + (f"  loss {loss:.3f}" if loss is not None else ""))
-
-        yield show
+def clear_memory_errors() -> Iterator[None]:
+    """What to change when the memory does not hold a step."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; the allocator of the CPU raises no other
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise UserError(
+            f"out of memory: {str(error).splitlines()[0]}; use a smaller micro_batch (in exact mode more exact.bins), precision: bf16, "
+            "optimizer.moments: bf16, or more processes"
+        ) from None

@@ -1,9 +1,9 @@
 """The model and where it lives: a transformers decoder in one process, or sharded over those that torchrun started.
 
 In: a resolved configuration and a manifest. Out: a model in fp32 on its device whose attention stays inside documents (`attention`), its blocks
-and its root sharded with FSDP2 under torchrun. Refused: weights that are not safetensors or do not fill the model, remote code, a vocabulary smaller
+and its root sharded with FSDP2 under torchrun, without ever standing in one process as a whole (`weights`). Refused: remote code, a vocabulary smaller
 than the manifest's or a tokenizer that names other tokens, a context shorter than its sequences. `precision: bf16` computes in bfloat16 and keeps
-parameters, reductions and the loss in fp32. Every process builds the whole model before it is sharded.
+parameters, reductions and the loss in fp32. Its logits exist for evaluation and proofs only: the loss is taken without them (`loss`).
 """
 
 from __future__ import annotations
@@ -13,21 +13,27 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 import transformers
+from huggingface_hub import constants, try_to_load_from_cache
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from transformers import AttentionInterface, AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from mixing import UserError
 from mixing.manifest import Manifest
-from train import attention
+from train import attention, weights
 from train.config import Config
+from train.loss import losses_of
 from train.stream import IGNORED, Rows
 
 
@@ -87,10 +93,10 @@ def prepare_transformers() -> None:
 
 
 def new_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    """A model of this architecture with random weights that depend on the seed alone."""
-    torch.manual_seed(derived_seed(seed, "weights"))
-    built: Any = AutoModelForCausalLM
-    model: PreTrainedModel = built.from_config(config, dtype=torch.float32, attn_implementation=attention.NAME)
+    """A model of this architecture in this process, with random weights that depend on the seed alone."""
+    model = weights.skeleton(config)
+    weights.materialise(model, torch.device("cpu"))
+    weights.draw(model, derived_seed(seed, "weights"))
     return model
 
 
@@ -103,7 +109,7 @@ def architecture(config: Config) -> PretrainedConfig:
             return found
         except (OSError, ValueError) as error:
             raise UserError(
-                f"model.path: {config.model.path}: {_first_line(error)}; give a folder or hub name of a transformers model"
+                f"model.path: {config.model.path}: {weights.first_line(error)}; give a folder or hub name of a transformers model"
             ) from None
     settings = dict(config.model.config or {})
     kind = settings.pop("model_type")
@@ -118,32 +124,22 @@ def architecture(config: Config) -> PretrainedConfig:
     return AutoConfig.for_model(kind, **settings)
 
 
-def load_weights(path: str) -> PreTrainedModel:
-    """The model at `path` with its weights; refused if transformers would make any of them up."""
-    refuse_absent_folder(path)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, attn_implementation=attention.NAME, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.path: {path}: {_first_line(error)}; a folder or hub name with safetensors weights is needed") from None
-    model, report = loaded
-    if missing := sorted(str(key) for key in [*report["missing_keys"], *report["mismatched_keys"]]):
-        raise UserError(
-            f"model.path: {path} lacks {len(missing)} of the model's tensors ({missing[0]}, …); its weights do not fit its config.json"
-        )
-    assert isinstance(model, PreTrainedModel)
-    return model
-
-
 def refuse_absent_folder(path: str) -> None:
-    """A path that no hub name looks like is not looked for there."""
-    if not Path(path).is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise UserError(f"model.path: {path}: no such folder; give a folder or hub name of a transformers model")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")
+    """A path that is no folder here and no hub name, or one that is neither stored nor to be had because the hub does not answer."""
+    if Path(path).is_dir():
+        return
+    reason = ""
+    if not path.startswith((".", "/", "~")) and path.count("/") <= 1 and not ("/" in path and Path(path).parent.is_dir()):
+        if isinstance(try_to_load_from_cache(path, "config.json"), str):
+            return
+        try:
+            urlopen(f"{constants.ENDPOINT}/api/models/{path}", timeout=10).close()
+            return
+        except HTTPError:
+            return  # it answers: transformers says what is wrong
+        except URLError as error:  # transformers would try again and again
+            reason = f", and the hub does not answer ({error.reason})"
+    raise UserError(f"model.path: {path}: no such folder{reason}; give a folder or hub name of a transformers model")
 
 
 def refuse_mismatch(model: PreTrainedModel, path: str | None, manifest: Manifest) -> None:
@@ -184,25 +180,47 @@ def _tokens(path: Path) -> dict[str, int]:
 
 
 def place(model: PreTrainedModel, config: Config, world: World) -> PreTrainedModel:
-    """`model` on its device, and under torchrun sharded: every block, then what is left; gradients are summed, never averaged."""
+    """The skeleton `model` with memory on its device, and under torchrun sharded: every block, then what is left; gradients are summed, never averaged."""
     model.config.use_cache = False
-    if not world.sharded:
-        moved: PreTrainedModel = model.to(world.device)  # type: ignore[arg-type]
-        return moved
-    policy = (
-        MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        if config.precision == "bf16"
-        else MixedPrecisionPolicy()
-    )
     kinds = set(getattr(model, "_no_split_modules", None) or [])
     blocks = [module for module in model.modules() if type(module).__name__ in kinds]
-    mesh = dist.device_mesh.init_device_mesh(world.device.type, (world.size,))
-    for module in [*blocks, model]:
-        fully_shard(module, mesh=mesh, mp_policy=policy)
-        assert isinstance(module, FSDPModule)
-        module.set_gradient_divide_factor(1.0)
-        module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+    for block in blocks:
+        if config.recompute != "none":
+            again: Any = partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = partial(again, context_fn=_keeping_products) if config.recompute == "selective" else again
+        if config.compile:
+            block.compile()
+    if world.sharded:
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if config.precision == "bf16" else MixedPrecisionPolicy()
+        mesh = device_mesh(config.parallel.replicate, world)
+        for module in [*blocks, model]:
+            fully_shard(module, mesh=mesh, mp_policy=policy)
+            assert isinstance(module, FSDPModule)
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+    weights.materialise(model, world.device)
     return model
+
+
+def device_mesh(replicate: int, world: World) -> DeviceMesh:
+    """One axis to shard over, below one of whole copies if there are several."""
+    if world.size % replicate:
+        raise UserError(f"parallel.replicate: {replicate} copies of the model on {world.size} processes; it must divide their number")
+    kind = world.device.type
+    if replicate == 1:
+        return init_device_mesh(kind, (world.size,))
+    return init_device_mesh(kind, (replicate, world.size // replicate), mesh_dim_names=("copy", "share"))
+
+
+def _keeping_products() -> Any:
+    """Selective recomputation: what a matrix product or attention returned is kept, the rest of a block is cheap to compute again."""
+
+    def policy(_: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+        name = str(operation)
+        kept = any(part in name for part in ("aten.mm", "aten.addmm", "aten.bmm", "attention", "varlen_attn"))
+        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -219,25 +237,25 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
 
 def logits(model: PreTrainedModel, rows: Rows, precision: str) -> torch.Tensor:
     """[m, L, vocabulary], each position seeing only its own piece."""
+    boundaries, longest = attention.bucketed(rows)
     with torch.autocast(rows.input_ids.device.type, torch.bfloat16, enabled=precision == "bf16" and not isinstance(model, FSDPModule)):
         output = model(
             input_ids=rows.input_ids,
             position_ids=rows.position_ids,
             attention_mask=None,
             use_cache=False,
-            cu_seq_lens_q=rows.boundaries,
-            cu_seq_lens_k=rows.boundaries,
-            max_length_q=rows.longest,
-            max_length_k=rows.longest,
+            cu_seq_lens_q=boundaries,
+            cu_seq_lens_k=boundaries,
+            max_length_q=longest,
+            max_length_k=longest,
         )
     scores: torch.Tensor = output.logits
     return scores
 
 
-def losses(model: PreTrainedModel, rows: Rows, precision: str) -> torch.Tensor:
-    """Nats of every prediction, fp32 [m, L]; 0 where nothing is predicted."""
-    scores = logits(model, rows, precision).float()
-    return F.cross_entropy(scores.flatten(0, 1), rows.targets.flatten(), ignore_index=IGNORED, reduction="none").view(rows.targets.shape)
+def losses(model: PreTrainedModel, rows: Rows, precision: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The nats of all predictions, to be derived once; and of each one, fp32 [m, L] without gradient, 0 where nothing is predicted."""
+    return losses_of(model, rows.targets, lambda: logits(model, rows, precision))
 
 
 def tally(nats: torch.Tensor, rows: Rows, slots: int) -> torch.Tensor:

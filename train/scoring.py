@@ -95,7 +95,7 @@ def nats(model: PreTrainedModel, passes: Passes, precision: str, world: World) -
     found = np.zeros(passes.pieces)
     with evaluating(model):
         for rows, scored in zip(passes.rows, passes.scored, strict=True):
-            flat = losses(model, rows.to(world.device), precision).flatten().cpu().tolist()
+            flat = losses(model, rows.to(world.device), precision)[1].flatten().cpu().tolist()
             for one in scored:
                 found[one.piece] = math.fsum(flat[one.begin : one.end])
     together: npt.NDArray[np.float64] = world.total(torch.from_numpy(found).to(world.device)).cpu().numpy()

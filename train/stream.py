@@ -4,7 +4,7 @@ A step that starts at sequence s holds the rows `[s, min(s + batch, end))`; miss
 A row is filled with the spans of its sequence one after the other; each span is a piece of its own: positions restart at 0, attention stays inside
 (`boundaries`), and its last token predicts nothing, so a span of n tokens holds n - 1 predictions, also one that goes on in a cut document. The rest
 of a row is one more piece, of padding. Process r of W takes the micro-batches r, r + W, r + 2W, …: which rows meet in one forward pass does not
-depend on W. Rows cost about 5 us per span; one thread works two steps ahead.
+depend on W. One thread works two steps ahead.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from mixing import UserError
-from mixing.manifest import Manifest
+from mixing.manifest import Manifest, Spans
 
 IGNORED = -100
 EMPTY_ROW = -1
@@ -64,32 +63,44 @@ class Step(NamedTuple):
 
 def fill(rows: Sequence[Sequence[npt.NDArray[Any]]], components: Sequence[int], width: int) -> Rows:
     """Rows of `width` tokens, each filled with its pieces in order."""
-    ids = np.zeros((len(rows), width), np.int64)
-    targets = np.full((len(rows), width), IGNORED, np.int64)
-    positions = np.zeros((len(rows), width), np.int64)
-    lengths: list[int] = []
-    tokens = np.zeros(len(rows), np.int64)
-    for row, pieces in enumerate(rows):
-        start = 0
-        for piece in pieces:
-            end = start + len(piece)
-            ids[row, start:end] = piece
-            targets[row, start : end - 1] = piece[1:]
-            positions[row, start:end] = np.arange(len(piece))
-            lengths.append(len(piece))
-            start = end
-        tokens[row] = start
-        if start < width:
-            positions[row, start:] = np.arange(width - start)
-            lengths.append(width - start)
-    boundaries = np.zeros(len(lengths) + 1, np.int32)
-    np.cumsum(lengths, out=boundaries[1:])
+    pieces = [piece for row in rows for piece in row]
+    ends = np.cumsum([0, *map(len, rows)])
+    return _laid_out(pieces, np.array([len(piece) for piece in pieces], np.int64), ends, components, width)
+
+
+def _laid_out(
+    pieces: list[npt.NDArray[Any]], lengths: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], components: Sequence[int], width: int
+) -> Rows:
+    """Those of row i are `pieces[rows[i]:rows[i + 1]]`. Everything but the pieces themselves is computed for all rows at once."""
+    count, size = len(rows) - 1, (len(rows) - 1) * width
+    before = np.append(0, lengths.cumsum())  # tokens before each piece, padding left out
+    tokens = np.diff(before[rows])
+    edges = np.arange(count) * width
+    padding = (edges + tokens)[tokens < width]  # where the one more piece of a row begins
+    starts = np.append(before[:-1] + np.repeat(edges - before[rows[:-1]], np.diff(rows)), padding)
+    starts.sort()
+    boundaries = np.append(starts, size)
+    blank = np.zeros(width, np.uint16)
+    parts = [
+        part
+        for n, low, high in zip(tokens.tolist(), rows.tolist(), rows[1:].tolist(), strict=False)
+        for part in (*pieces[low:high], blank[n:])
+    ]
+    ids = np.concatenate(parts, dtype=np.int64)
+    targets = np.empty_like(ids)
+    targets[:-1] = ids[1:]
+    targets[boundaries[1:] - 1] = IGNORED
+    for begin in padding.tolist():
+        targets[begin : begin - begin % width + width] = IGNORED
+    positions = np.ones_like(ids)
+    positions[starts] = 1 - np.diff(boundaries, prepend=boundaries[0] - 1)[:-1]  # summed up, they begin again at 0
+    positions.cumsum(out=positions)
     return Rows(
-        torch.from_numpy(ids),
-        torch.from_numpy(targets),
-        torch.from_numpy(positions),
-        torch.from_numpy(boundaries),
-        max(lengths),
+        torch.from_numpy(ids).view(count, width),
+        torch.from_numpy(targets).view(count, width),
+        torch.from_numpy(positions).view(count, width),
+        torch.from_numpy(boundaries.astype(np.int32)),
+        int(np.diff(boundaries).max()),
         torch.tensor(components, dtype=torch.int64),
         torch.from_numpy(tokens),
     )
@@ -97,24 +108,35 @@ def fill(rows: Sequence[Sequence[npt.NDArray[Any]]], components: Sequence[int], 
 
 def read_rows(manifest: Manifest, first: int, last: int, count: int) -> Rows:
     """The sequences `[first, last)` as `count` rows; those beyond are empty."""
-    spans = manifest.spans(first, last)
-    pieces = [
-        manifest.ids(file, row, start, length) for file, row, start, length in zip(*(column.tolist() for column in spans[1:5]), strict=True)
-    ]
-    rows = [pieces[low:high] for low, high in pairwise(spans.sequence.tolist())]
-    missing = count - len(rows)
-    components = manifest.components(first, last).tolist() + [EMPTY_ROW] * missing
-    return fill(rows + [[]] * missing, components, manifest.sequence_length)
+    return _rows(manifest, manifest.spans(first, last), manifest.components(first, last), 0, last - first, count)
+
+
+def _rows(manifest: Manifest, spans: Spans, components: npt.NDArray[np.uint16], first: int, last: int, count: int) -> Rows:
+    """The sequences `[first, last)` of those that `spans` and `components` hold, counted from their first one."""
+    low, high = spans.sequence[[first, last]].tolist()
+    file, row, start, length = (column[low:high].astype(np.int64) for column in spans[1:5])
+    begins = np.zeros(high - low, np.int64)
+    tokens = {number: manifest.token_file(number) for number in np.unique(file).tolist()}
+    for number, (_, offsets, _) in tokens.items():
+        here = file == number
+        begins[here] = offsets[row[here]] + start[here]
+        assert (begins[here] + length[here] <= offsets[row[here] + 1]).all()
+    places = zip(file.tolist(), begins.tolist(), (begins + length).tolist(), strict=True)
+    pieces = [tokens[number].ids[begin:end] for number, begin, end in places]
+    rows = np.append(spans.sequence[first : last + 1] - low, np.full(count - last + first, len(pieces)))
+    return _laid_out(pieces, length, rows, components[first:last].tolist() + [EMPTY_ROW] * (count - last + first), manifest.sequence_length)
 
 
 def read_step(manifest: Manifest, first: int, batch: int, micro_batch: int, rank: int, world: int) -> Step:
     """The step that starts at sequence `first`, as process `rank` of `world` sees it."""
     last = min(first + batch, manifest.sequences)
+    spans, components = manifest.spans(first, last), manifest.components(first, last)
     micro_batches = [
-        read_rows(manifest, min(begin, last), min(begin + micro_batch, last), micro_batch)
-        for begin in range(first + rank * micro_batch, first + batch, world * micro_batch)
+        _rows(manifest, spans, components, min(begin, last - first), min(begin + micro_batch, last - first), micro_batch)
+        for begin in range(rank * micro_batch, batch, world * micro_batch)
     ]
-    return Step(first, last, int(manifest.tokens(first, last).sum()), manifest.predictions(first, last), micro_batches)
+    tokens = int(spans.length.sum(dtype=np.int64))
+    return Step(first, last, tokens, tokens - len(spans.length), micro_batches)
 
 
 def micro_batch_size(batch: int, micro_batch: int | None, world: int) -> int:

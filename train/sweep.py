@@ -34,6 +34,7 @@ from train import model as models
 from train.config import Config
 from train.goal import Candidate
 from train.model import World
+from train.start import locked
 from train.window import step_ends, windowed
 
 TARGET = "target"
@@ -220,7 +221,7 @@ def run_sweep(path: Path, folder: Path, jobs: int | None) -> dict[str, Any]:
     sweep = read_sweep(path)
     models.prepare_transformers()
     folder.mkdir(parents=True, exist_ok=True)
-    with models.joined_world() as world, loop.locked(folder) if world.rank == 0 else nullcontext():
+    with models.joined_world() as world, locked(folder) if world.rank == 0 else nullcontext():
         refuse_other_sweep(sweep, folder, world)
         waiting = [lane for lane in lanes(sweep) if not all(finished(folder / "cells" / cell.name) for cell in cells(sweep, lane))]
         devices = torch.cuda.device_count()

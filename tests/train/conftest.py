@@ -12,9 +12,10 @@ from manifests import small_manifest
 
 from mixing.manifest import Manifest
 from train import model as models
+from train import weights
 from train.config import Config, resolved
-from train.loop import Run
 from train.model import World
+from train.start import Run
 
 LLAMA = {
     "model_type": "llama",
@@ -78,5 +79,6 @@ def run(tmp_path: Path, manifest: Manifest, config: Config, world: World) -> Run
 
 @pytest.fixture
 def model(run: Run) -> Any:
-    built = models.new_model(models.architecture(run.config), run.config.seed)
-    return models.place(built, run.config, run.world)
+    placed = models.place(weights.skeleton(models.architecture(run.config)), run.config, run.world)
+    weights.draw(placed, run.config.seed)
+    return placed

@@ -43,7 +43,7 @@ def test_help_imports_neither_torch_nor_transformers() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False)
 
     assert result.returncode == 0, result.stderr
-    assert "--start [fresh|weights|resume]" in result.stdout
+    assert "--start [fresh|weights|weights-optimizer|continue|resume]" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -121,6 +121,60 @@ def test_run_killed_and_resumed_ends_with_the_same_bits(
     whole = train(manifest_folder, validated(Config, settings), "fresh", tmp_path / "whole")
     assert weights(run) == weights(whole)
     assert losses(run) == losses(whole)
+
+
+@pytest.mark.slow
+def test_run_told_to_stop_saves_a_checkpoint_and_exits_with_75(
+    manifest_folder: Path, config_file: Path, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """By SIGTERM and by the time limit; the rest of the run ends with the same bits as one that was left alone."""
+    run = tmp_path / "run"
+    arguments = [*TRAIN, str(manifest_folder), str(config_file), "checkpoint.every=1M", "-o", str(run)]
+    process = subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (run / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    process.terminate()
+    printed, errors = process.communicate(timeout=90)
+    (saved,) = (run / "checkpoints").iterdir()
+    told = losses(run)
+    assert (process.returncode, printed) == (75, ""), errors
+    assert f"stopped after step {saved.name[5:]}, " in errors.splitlines()[-1]
+    assert errors.splitlines()[-1].endswith("go on with --start resume")
+    assert len(told) == int(saved.name[5:])
+
+    again = [*arguments, "--start", "resume", "time_limit=0.01s"]
+    limited = subprocess.run(again, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
+    assert limited.returncode == 75, limited.stderr
+    assert len(told) < len(losses(run)) <= len(told) + 3  # the flag travels with a step, and its record is read when the next was launched
+    result = subprocess.run([*again[:-1], "time_limit=1h"], env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+
+    whole = train(manifest_folder, validated(Config, settings), "fresh", tmp_path / "whole")
+    assert weights(run) == weights(whole)
+    assert losses(run) == losses(whole)
+
+
+MEMORY = """
+import resource, sys
+import train.loop
+from train.__main__ import main
+with open("/proc/self/status") as file:
+    used = next(int(line.split()[1]) for line in file if line.startswith("VmSize")) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000,) * 2)
+main(["run", *sys.argv[1:]])
+"""
+
+
+def test_step_that_memory_does_not_hold_names_what_to_change(manifest_folder: Path, config_file: Path, tmp_path: Path) -> None:
+    wide = ["model.config.intermediate_size=60000", "batch=128"]
+    command = [sys.executable, "-c", MEMORY, str(manifest_folder), str(config_file), *wide, "-o", str(tmp_path / "run")]
+
+    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
+
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: out of memory: ")
+    assert "use a smaller micro_batch" in line
 
 
 TWO_PROCESSES = """

@@ -50,7 +50,7 @@ def test_load_with_overrides_puts_them_over_the_file(config_file: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optimizer.rate=1", r"optimizer\.rate: unknown key 'rate'; accepted here: betas, clip, epsilon, learning_rate, weight_decay"),
+        ("optimizer.rate=1", r"optimizer\.rate: unknown key 'rate'; accepted here: betas, clip, decay_embeddings, epsilon, kind, "),
         ("learning_rate=1", "learning_rate: unknown key 'learning_rate'"),
         ("batch=0", "batch: found 0"),
         ("batch.size=4", "batch holds 8, not keys of its own"),
