@@ -285,7 +285,8 @@ def lines_of(sweep: Sweep, cell: Cell, folder: Path) -> Iterator[Measurement]:
     rows = goal.measured(folder / "cells" / cell.name / "measurements.jsonl")
     for row in rows:
         if row.tokens in (0, cell.tokens) and row.component is None:
-            here = row._replace(run=cell.name, component=cell.lane.name, learning_rate=cell.lane.rate)
+            group = "guard" if row.metric in sweep.guards else row.group
+            here = row._replace(run=cell.name, component=cell.lane.name, learning_rate=cell.lane.rate, group=group)
             yield here
             if row.metric == sweep.target_of(cell.lane.name):
                 yield here._replace(metric=TARGET)
