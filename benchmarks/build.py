@@ -25,9 +25,48 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 import orjson
+import pyarrow.parquet as pq
 from dedup_accuracy import read_texts
 from memory import rollup, tree
 
+RECIPE = """
+name: build
+seed: 17
+tokenizer: {{path: {tokenizer}, eos: "<|endoftext|>"}}
+clean: [nfc, control_characters]
+sources:
+  medical: {{files: "corpus/medical/*.jsonl", key: id}}
+  books: {{files: "corpus/books/*.jsonl", key: id}}
+  wiki: {{files: "corpus/wiki/*.jsonl", key: id}}
+  tech: {{files: "corpus/tech/*.jsonl", key: id}}
+steps:
+  - add: {{copy_of: {{kind: exact}}}}
+  - keep: copy_of IS NULL
+  - add: {{duplicate_of: {{kind: minhash, threshold: 0.8}}}}
+  - keep: duplicate_of IS NULL
+  - add: {{tongue: {{kind: language}}}}
+  - keep: tongue.language = 'en'
+  - add: {{repetition: {{kind: heuristics, set: gopher_repetition}}}}
+  - keep: repetition.duplicate_lines <= 0.3 AND repetition.top_2_gram <= 0.2 AND repetition.duplicate_5_grams <= 0.15 AND repetition.duplicate_10_grams <= 0.1
+  - add: {{c4: {{kind: heuristics, set: c4}}}}
+  - keep: c4.sentences >= 3 AND c4.lorem_ipsum = 0 AND c4.curly_brackets = 0
+  - add: {{gopher: {{kind: heuristics, set: gopher}}}}
+  - keep: gopher.words BETWEEN 50 AND 100000 AND gopher.mean_length BETWEEN 3 AND 10 AND gopher.symbol_ratio <= 0.1
+  - keep: gopher.bullet_lines <= 0.9 AND gopher.ellipsis_lines <= 0.3 AND gopher.stop_words >= 2
+  - add: {{fineweb: {{kind: heuristics, set: fineweb}}}}
+  - keep: fineweb.terminated >= 0.12 AND fineweb.short_lines <= 0.67
+  - add: {{quality: {{kind: fasttext, train: {{positive: "references/positive.jsonl", negative: "references/negative.jsonl"}}}}}}
+  - keep: quality >= {quality}
+  - add: {{perplexity: {{kind: ngram, reference: "references/positive.jsonl"}}}}
+  - add: {{contaminated: {{kind: contamination, against: "{evals}"}}}}
+  - keep: contaminated.share IS NULL OR contaminated.share < 0.5
+holdout: {{documents: 200}}
+mixture:
+  sequence_length: 4096
+  components: {{medical: "source = 'medical'", replay: "source != 'medical'"}}
+  on_shortage: redistribute
+  stages: [{{name: adapt, tokens: {tokens}, weights: {{medical: 0.7, replay: 0.3}}}}]
+"""
 CURATE = [sys.executable, "-c", "from curation.cli import main; main(prog_name='curate')"]
 WORD = re.compile(r"\S+\s*")
 OUT = click.argument("out", type=click.Path(path_type=Path))
@@ -124,6 +163,111 @@ def corpus(out: Path, sources: tuple[str, ...], gb: float, domain: str) -> None:
         (out / "references" / f"{label}.jsonl").write_bytes(b"".join(lines))
     for number, (name, found) in enumerate(texts.items()):
         print(name, f"{resample(found, out / 'corpus' / name, int(gb * 1e9 / len(texts)), number):,} documents", flush=True)
+
+    for source in texts:
+        print(source, f"{sum(path.stat().st_size for path in (out / 'corpus' / source).glob('*')) / 1e6:,.0f} MB")
+
+
+def write_recipe(out: Path, tokenizer: Path, evals: Path, quality: float, tokens: int) -> Path:
+    recipe = out / "recipe.yaml"
+    recipe.write_text(RECIPE.format(tokenizer=tokenizer.absolute(), evals=evals.absolute(), quality=quality, tokens=tokens))
+    return recipe
+
+
+def build(recipe: Path, out: Path, workers: int) -> Watched:
+    """One build of OUT/recipe.yaml in the work directory OUT/work."""
+    command = [
+        *CURATE,
+        "build",
+        str(recipe),
+        "-o",
+        str(out / "manifest"),
+        "--work",
+        str(out / "work"),
+        "--workers",
+        str(workers),
+        "--replace",
+    ]
+    return watch(command)
+
+
+def phases(out: Path) -> list[dict[str, Any]]:
+    """What the newest log says of each phase."""
+    log = max((out / "work" / "log").glob("*.jsonl"))
+    return [entry for entry in map(json.loads, log.read_text().splitlines()) if entry["event"] == "phase"]
+
+
+def megabytes(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*.jsonl")) / 1e6
+
+
+@main.command()
+@OUT
+@TOKENIZER
+@EVALS
+@click.option("--peer", type=click.Path(exists=True, path_type=Path), help="The interpreter of datatrove's environment.")
+@click.option("--part", default=5.0, show_default=True, help="How many MB of each source the peer is given.")
+@click.option("--workers", default=2, show_default=True)
+@click.option("--tokens", default="20M", show_default=True)
+def whole(out: Path, tokenizer: Path, evals: Path, peer: Path | None, part: float, workers: int, tokens: str) -> None:
+    shutil.rmtree(out / "work", ignore_errors=True)
+    shutil.rmtree(out / "manifest", ignore_errors=True)
+    size = megabytes(out / "corpus")
+    ours = build(write_recipe(out, tokenizer, evals, 0.05, tokens), out, workers)
+    print(ours.output)
+    print("| | MB | seconds | CPU seconds | MB/s/core | GB held | GB with mapped files |\n|---|---:|---:|---:|---:|---:|---:|")
+    _row("this project", size, ours)
+    if peer is not None:
+        _row("datatrove", *_by_peer(out, tokenizer, evals, peer, part))
+    print("\n| phase | seconds | share |\n|---|---:|---:|")
+    entries = phases(out)
+    total = sum(entry["seconds"] for entry in entries)
+    for entry in sorted(entries, key=lambda entry: -entry["seconds"])[:20]:
+        print(f"| {entry['phase']} | {entry['seconds']:.1f} | {entry['seconds'] / total:.1%} |")
+
+
+def _row(name: str, size: float, found: Watched) -> None:
+    print(
+        f"| {name} | {size:,.0f} | {found.seconds:,.1f} | {found.cpu:,.1f} | {size / found.cpu:.2f} | {found.anonymous:.2f} | {found.resident:.2f} |"
+    )
+
+
+def _by_peer(out: Path, tokenizer: Path, evals: Path, peer: Path, part: float) -> tuple[float, Watched]:
+    """datatrove on the first `part` MB of each source."""
+    folder = out / "part"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for source in sorted((out / "corpus").iterdir()):
+        with (source / "part-000.jsonl").open("rb") as lines, (folder / f"{source.name}.jsonl").open("wb") as some:
+            while some.tell() < part * 1e6 and (line := lines.readline()):
+                some.write(line)
+    questions = pq.read_table(evals, columns=["question"])["question"].to_pylist()
+    (out / "evals.jsonl").write_bytes(b"".join(orjson.dumps({"question": one}) + b"\n" for one in questions))
+    command = [str(peer), str(Path(__file__).with_name("build_peers.py")), str(folder), str(out / "peer"), str(tokenizer)]
+    watched = watch([*command, str(out / "references"), str(out / "evals.jsonl")])
+    answer = json.loads(watched.output.splitlines()[-1])
+    print(f"\ndatatrove kept {answer['kept']:,}", file=sys.stderr)
+    return megabytes(folder), watched._replace(seconds=answer["seconds"], cpu=answer["cpu"])
+
+
+@main.command()
+@OUT
+@TOKENIZER
+@EVALS
+@click.option("--builds", default=20, show_default=True)
+@click.option("--workers", default=2, show_default=True)
+def thresholds(out: Path, tokenizer: Path, evals: Path, builds: int, workers: int) -> None:
+    """Each build tightens or loosens one rule; the first of `whole` is there."""
+    print("| quality >= | seconds | computed | remembered | digest |\n|---:|---:|---:|---:|---|")
+    for number in range(builds):
+        quality = 0.05 + 0.02 * (number * 7 % builds)
+        found = build(write_recipe(out, tokenizer, evals, quality, 1_000_000), out, workers)
+        counted = [entry for entry in phases(out) if entry["computed"] is not None]
+        digest = json.loads((out / "manifest" / "provenance.json").read_text()).get("digest", "")
+        print(
+            f"| {quality:.2f} | {found.seconds:.1f} | {sum(one['computed'] for one in counted):,} | {sum(one['remembered'] for one in counted):,} | {digest[:8]} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ added again restores it. Sources are ordered by name. A member's *number* runs o
 that are equally similar to a document.
 
 Signatures and shingles compare with those of equal versions alone, and texts with texts that were cleaned alike. So an index that differs in any of these is refused by name.
-Disk: some 560 bytes a member and 8 a distinct shingle, about as much as the text. Memory: one row group of a shard.
+Disk: some 560 bytes a member and 8 a distinct shingle, about 1.6 times the text. Memory: one row group of a shard.
 """
 
 from __future__ import annotations

@@ -256,7 +256,7 @@ def _write_keys(config: RepeatsConfig, shard: Texts, path: Path, range_bytes: in
     chunks = _chunks(config, shard)
     for found in itertools.chain(chunks, [None]):
         if found is not None:
-            held.append(sorted_sets(found.keys.copy(), found.offsets)[0])
+            held.append(sorted_sets(found.keys, found.offsets)[0])
         if held and (found is None or sum(one.nbytes for one in held) > range_bytes // 4):
             keys = np.sort(np.concatenate(held))
             needed = np.ones(len(keys), bool)
@@ -269,7 +269,7 @@ def _write_keys(config: RepeatsConfig, shard: Texts, path: Path, range_bytes: in
 
 def _count(keys: Sequence[Path], at_least: int, cut: Range, path: Path) -> Repeated:
     """Task: one range of keys."""
-    found = np.sort(gather(keys, *cut, 1)[0])
+    found = np.sort(gather(keys, *cut, 1)[0], kind="stable")  # merges the runs, in a half to a fiftieth of the time
     starts = np.flatnonzero(np.concatenate([np.ones(min(len(found), 1), bool), found[1:] != found[:-1]]))
     times = np.diff(np.append(starts, len(found)))
     made = Repeated(cut, path.with_name(f"{path.name}-enough.npy"), path.with_name(f"{path.name}-nearly.npy"))

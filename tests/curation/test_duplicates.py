@@ -27,6 +27,9 @@ MIXTURE = {
 }
 
 
+NO_COPIES = [{"add": {"copy_of": {"kind": "exact"}}}, {"keep": "copy_of IS NULL"}]
+
+
 def build(folder: Path, records: dict[str, Records], steps: list[dict[str, Any]], out: Path, workers: int = 1, **source: Any) -> Manifest:
     """A manifest of sources `records`, one file each, decided by `steps`."""
     for name, mine in records.items():
@@ -122,9 +125,43 @@ def test_normalised_exact_duplicates_name_the_survivor_and_leave_wordless_texts(
     assert manifest.header["recipe"]["steps"][0]["add"] == {"name": "copy_of", "kind": "exact", "by": "normalized"}
 
 
-# --- the guard
+# --- sources that come and go
 
-NO_COPIES = [{"add": {"copy_of": {"kind": "exact"}}}, {"keep": "copy_of IS NULL"}]
+
+def test_source_of_a_recipe_that_is_removed_and_added_again_restores_the_digest(tmp_path: Path) -> None:
+    steps = [*NO_COPIES, {"add": {"twin": {"kind": "minhash"}}}, {"keep": "twin IS NULL"}]
+    records = copies(12)
+    both = build(tmp_path, records, steps, tmp_path / "both", max_duplicates=1)
+
+    alone = build(tmp_path, {"b": records["b"]}, steps, tmp_path / "alone", max_duplicates=1)
+    again = build(tmp_path, records, steps, tmp_path / "again", max_duplicates=1)
+
+    assert again.digest == both.digest != alone.digest
+    assert sum(row["decision"] == "kept" for row in pool_of(alone.folder)) == 18  # without `a` in front of it `b` keeps all
+
+
+def test_source_of_unrelated_texts_changes_no_decision_about_the_others(tmp_path: Path) -> None:
+    steps = [*NO_COPIES, {"add": {"twin": {"kind": "minhash", "priority": "score"}}}, {"keep": "twin IS NULL"}]
+    records = copies(12)
+    strangers = [{"text": text_of(5000 + n // 2) if n % 3 else near_copy(text_of(5000 + n), n), "score": n} for n in range(60)]
+
+    def decisions(manifest: Manifest) -> list[tuple[Any, ...]]:
+        pool = pool_of(manifest.folder)
+        origin = {row["row"]: (row["source"], row["origin"]) for row in pool}
+        return [
+            (row["source"], row["origin"], row["decision"], row["reason"], *(origin.get(row[name]) for name in ("copy_of", "twin")))
+            for row in pool
+            if row["source"] != "strangers"
+        ]
+
+    alone = build(tmp_path, records, steps, tmp_path / "alone", max_duplicates=1)
+    beside = build(tmp_path, {"strangers": strangers, **records}, steps, tmp_path / "beside", max_duplicates=1)
+
+    assert decisions(beside) == decisions(alone)
+    assert any(row["decision"] == "dropped" for row in pool_of(beside.folder) if row["source"] == "strangers")
+
+
+# --- the guard
 
 
 def repeated(distinct: int, times: int, first: int = 0) -> Records:
