@@ -68,12 +68,13 @@ def loader(folder: Path, runs: int) -> None:
             manifest = Manifest.open(folder)
             if cold:
                 drop_from_page_cache(manifest)
-            began, tokens = time.perf_counter(), 0
+            began, tokens = clocks(), 0
             for step in steps(manifest, 0, 32, 32, 0, 1, CPU):
                 tokens += step.tokens
-            speeds.append(tokens / (time.perf_counter() - began))
+            speeds.append([tokens / 1e6 / seconds for seconds in since(began)])
         spans = len(manifest.spans(0, manifest.sequences).length)
-        report("loader", cold=cold, million_tokens_a_second=rounded([s / 1e6 for s in speeds]), tokens_a_span=round(tokens / spans))
+        wall, cpu = (rounded([speed[place] for speed in speeds]) for place in range(2))
+        report("loader", cold=cold, million_tokens_a_second=wall, million_tokens_a_CPU_second=cpu, tokens_a_span=round(tokens / spans))
 
 
 def stall(folder: Path, count: int) -> None:
@@ -182,18 +183,17 @@ class Theirs:
             return {"input_ids": rows.input_ids, "labels": labels}
         return {"input_ids": rows.input_ids.view(1, -1), "labels": labels.view(1, -1), "position_ids": rows.position_ids.view(1, -1)}
 
-    def train(self, batches: list[Step], config: Config, between: Callable[[int, float, float], None]) -> None:
+    def train(self, batches: list[Step], config: Config, between: Callable[[int, tuple[float, float]], None]) -> None:
         from transformers import Trainer, TrainerCallback, TrainingArguments
 
-        began = [0.0]
+        began = [(0.0, 0.0)]
 
         class Turns(TrainerCallback):  # type: ignore[misc]
             def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                began[0] = time.perf_counter()
+                began[0] = clocks()
 
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                took = time.perf_counter() - began[0]
-                between(state.global_step - 1, took, state.log_history[-1]["loss"] if state.log_history else float("nan"))
+                between(state.global_step - 1, since(began[0]))
 
         settings, optimizer = config.optimizer, config.optimizer
         with tempfile.TemporaryDirectory() as scratch:
@@ -280,28 +280,33 @@ def peers(folder: Path, count: int, width: int, batch: int) -> None:
         start = {name: value.clone() for name, value in mine.model.state_dict().items()}  # type: ignore[attr-defined]
         theirs = Theirs(config, start, packed)
         third = None if packed else litgpts(config, vocabulary, width)
-        times: dict[str, list[float]] = {"ours": [], "transformers": [], "litgpt": []}
+        times: dict[str, list[tuple[float, float]]] = {"ours": [], "transformers": [], "litgpt": []}
         losses: list[float] = []
 
-        def between(number: int, took: float, _: float, mine: Any = mine, third: Any = third, batches: Any = batches) -> None:
+        def between(number: int, took: tuple[float, float], mine: Any = mine, third: Any = third, batches: Any = batches) -> None:
             times["transformers"].append(took)  # noqa: B023
             for name, train_one in (("ours", mine), ("litgpt", third)):
                 if train_one is not None:
-                    began = time.perf_counter()
+                    began = clocks()
                     loss = train_one(batches[number])
-                    times[name].append(time.perf_counter() - began)  # noqa: B023
+                    times[name].append(since(began))  # noqa: B023
                     if name == "ours":
                         losses.append(loss)  # noqa: B023
 
         theirs.train(batches, config, between)
-        ratios = {name: [a / b for a, b in zip(taken, times["ours"], strict=False)][2:] for name, taken in times.items() if taken}
+        ratios = {
+            (name, clock): rounded([a[place] / b[place] for a, b in zip(taken, times["ours"], strict=True)][2:])
+            for name, taken in times.items()
+            for place, clock in enumerate(("wall", "CPU"))
+            if taken and name != "ours"
+        }
         report(
             "peers",
             rows="packed" if packed else "one document each",
             parameters=sum(p.numel() for p in mine.model.parameters()),  # type: ignore[attr-defined]
             tokens_a_step=batches[0].tokens,
-            seconds=round(statistics.median(times["ours"][2:]), 3),
-            times_ours={name: rounded(values) for name, values in ratios.items() if name != "ours"},
+            cpu_seconds=round(statistics.median(cpu for _, cpu in times["ours"][2:]), 3),
+            times_ours={f"{name}, {clock} time": values for (name, clock), values in ratios.items()},
             largest_difference_of_loss=max(abs(a - b) for a, b in zip(losses, theirs.losses, strict=True)),
         )
 
@@ -314,7 +319,7 @@ def curve(folder: Path, count: int, figure: Path | None) -> None:
     mine = ours(manifest, config)
     theirs = Theirs(config, {k: v.clone() for k, v in mine.model.state_dict().items()}, True)  # type: ignore[attr-defined]
     losses: list[float] = []
-    theirs.train(batches, config, lambda number, took, loss: losses.append(mine(batches[number])))
+    theirs.train(batches, config, lambda number, took: losses.append(mine(batches[number])))
     differences = [abs(a - b) for a, b in zip(losses, theirs.losses, strict=True)]
     report("curve", steps=count, first=losses[0], last=losses[-1], theirs_last=theirs.losses[-1], largest_difference=max(differences))
     if figure is not None:
@@ -341,6 +346,16 @@ def drawn(first: list[float], second: list[float]) -> str:
         + line(second, 'stroke="#08519c" stroke-width="1.2"')
         + f"{words}</svg>\n"
     )
+
+
+def clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def since(began: tuple[float, float]) -> tuple[float, float]:
+    """Wall and CPU seconds: on a shared machine the second says more."""
+    now = clocks()
+    return now[0] - began[0], now[1] - began[1]
 
 
 def rounded(values: list[float]) -> dict[str, float]:

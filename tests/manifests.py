@@ -52,9 +52,11 @@ def small_manifest(
     seed: int = 17,
     mixture: Mapping[str, Any] | None = None,
     token_file_ids: int = 4096,
+    lengths: tuple[float, float, int] = (3.2, 1.0, 400),
     replace: bool = False,
 ) -> Path:
-    """Write a manifest of about `tokens` planned tokens into `folder` and return it; `mixture` overrides keys of the default one."""
+    """Write a manifest of about `tokens` planned tokens into `folder` and return it; `mixture` overrides keys of the default one. The lengths of
+    documents are log-normal: mean and deviation of the logarithm, and the longest."""
     default = {
         "sequence_length": sequence_length,
         "fill": 0.98,
@@ -66,14 +68,14 @@ def small_manifest(
         ],
     }
     config = validated(Mixture, {**default, **(mixture or {})}, "mixture")
-    corpus = random_corpus(vocabulary, tokens, seed)
+    corpus = random_corpus(vocabulary, tokens, seed, lengths)
     kept = np.flatnonzero([decision == "kept" for decision in corpus.decision])
     lengths = np.array([len(corpus.ids[row]) for row in kept], np.int64)
     documents = Documents(kept.astype(np.uint64), corpus.content[kept], corpus.component[kept], lengths)
     return write_manifest(folder, config, corpus, plan(config, documents, seed), kept, seed, vocabulary, token_file_ids, replace)
 
 
-def random_corpus(vocabulary: int, tokens: int, seed: int) -> Corpus:
+def random_corpus(vocabulary: int, tokens: int, seed: int, lengths: tuple[float, float, int] = (3.2, 1.0, 400)) -> Corpus:
     """Documents of 2 to some hundreds of ids, about enough of each component for the default mixture; some of them not kept."""
     random = np.random.default_rng(seed)
     source, decision, component, ids = [], [], [], []
@@ -81,7 +83,7 @@ def random_corpus(vocabulary: int, tokens: int, seed: int) -> Corpus:
     for index, share in enumerate((0.45, 0.75, 0.15)):  # replay is visited once, the others more often
         made = 0
         while made < share * tokens:
-            length = int(min(2 + random.lognormal(3.2, 1.0), 400))
+            length = int(min(2 + random.lognormal(*lengths[:2]), lengths[2]))
             steps = np.where(random.random(length) < 0.9, 2 * index + 1, random.integers(1, vocabulary, length))
             walk = 1 + (random.integers(vocabulary) + np.cumsum(steps)) % (vocabulary - 1)
             text = np.append(walk[:-1], EOS).astype(np.uint16)

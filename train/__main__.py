@@ -63,7 +63,7 @@ def run(
 ) -> None:
     """Train from a manifest as a configuration says.
 
-    MANIFEST is a folder or its manifest.json, CONFIG a YAML file that key.key=value overrides. Works the same under torchrun. Prints the run
+    MANIFEST is a folder or its manifest.json, CONFIG a YAML file that key.key=value overrides. Under torchrun: torchrun -m -- train run … Prints the run
     folder; progress goes to stderr. SIGTERM and the time_limit of CONFIG end a run early: it saves a checkpoint and exits with code 75.
     """
     with _refusals():

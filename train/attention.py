@@ -40,12 +40,19 @@ def attend(
     sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention inside each piece. query [m, heads, L, d]; key and value [m, groups, L, d]; result [m, L, heads, d]."""
     if cu_seq_lens_q is None or max_length_q is None:
         raise UserError(
             f"model: {type(module).__name__} does not hand the document boundaries on to its attention; it cannot be trained on packed rows"
+        )
+    if softcap is not None or s_aux is not None:  # too little to be seen in a new model's logits, and not in a trained one's
+        raise UserError(
+            f"model: {type(module).__name__} has a soft cap or sinks in its attention, which is causal attention with a scale and a window here; "
+            "set attn_logit_softcapping to null in config.json if the model was trained so, or take another"
         )
     rows, _heads, width, _size = query.shape
     query, key, value = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))

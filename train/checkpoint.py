@@ -84,6 +84,8 @@ class Saver:
     def save(self, state: State, tensors: Tensors) -> None:
         """Begins to write `tensors`; they may change as soon as `wait_for_copy` has returned."""
         self.wait()
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize(self.world.device)  # the stager's stream does not wait for the update that ours is still computing
         staged = self.stager.stage(dict(tensors))
         self.copied = staged if isinstance(staged, Future) else None
         self.written = self.thread.submit(self._write, state, staged)

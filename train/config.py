@@ -210,11 +210,11 @@ class ManifestName(_Settings):
 
 class Config(_Settings):
     """`batch`: sequences of one step over all processes. `micro_batch`: sequences of one forward pass (null: all that a process holds of a step).
+    `tokens`: how much of the plan is trained on, to whole steps (null: all). `simulate`: the length of a run whose repetition this shorter one imitates.
 
     `freeze`: what stays as it is: `embeddings`, `head`, layers (`3`, `0-11`). `ema`: the half-life, in tokens, of an average of the weights that is
     kept beside them. `time_limit`: a checkpoint is saved and the run stops after so long (`90m`, `11.5h`). `peak_flops`: floating-point operations a
-    second of one device, for the utilisation, where the trainer does not know it. `tokens`: how much of the plan is trained on, to whole steps (null:
-    all). `simulate`: the length of a run whose repetition this shorter one imitates.
+    second of one device, for the utilisation, where the trainer does not know it.
 
     How fast, never what: `recompute` drops a block's activations after its forward pass, all of them (`full`) or all but those of matrix products
     and attention (`selective`), and computes them again in the backward pass; `compile` compiles each block.
@@ -321,17 +321,15 @@ def resolved(config: Config, manifest: Manifest, start: Begin, origin: Origin | 
         name: stage.model_copy(update={"schedule": stage.schedule and stage.schedule.in_tokens(lengths[name])})
         for name, stage in config.stages.items()
     }
+    evaluate = config.evaluate
     return config.model_copy(
         update={
             "model": _with_vocabulary(config.model, manifest),
             "schedule": config.schedule.in_tokens(total),
             "stages": stages,
             "ema": config.ema and tokens(config.ema, total),
-            "evaluate": config.evaluate.model_copy(
-                update={
-                    "first": config.evaluate.first and tokens(config.evaluate.first, total),
-                    "every": tokens(config.evaluate.every, total),
-                }
+            "evaluate": evaluate.model_copy(
+                update={"first": evaluate.first and tokens(evaluate.first, total), "every": tokens(evaluate.every, total)}
             ),
             "checkpoint": config.checkpoint.model_copy(update={"every": tokens(config.checkpoint.every, total)}),
             "start": start,

@@ -216,6 +216,6 @@ def clear_memory_errors() -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise UserError(
-            f"out of memory: {str(error).splitlines()[0]}; use a smaller micro_batch (in exact mode more exact.bins), precision: bf16, "
-            "optimizer.moments: bf16, or more processes"
+            f"out of memory: {str(error).splitlines()[0]}; use a smaller micro_batch (in exact mode more exact.bins), recompute: full, "
+            "precision: bf16, optimizer.moments: bf16, or more processes"
         ) from None

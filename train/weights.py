@@ -31,8 +31,21 @@ INDEX = "model.safetensors.index.json"
 def skeleton(architecture: PretrainedConfig) -> PreTrainedModel:
     """The model without memory, fp32, with our attention."""
     built: Any = AutoModelForCausalLM
-    with torch.device("meta"):
-        model: PreTrainedModel = built.from_config(architecture, dtype=torch.float32, attn_implementation=attention.NAME)
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel | None = built.from_config(architecture, dtype=torch.float32, attn_implementation=attention.NAME)
+    except (AssertionError, ImportError, KeyError, TypeError, ValueError) as error:
+        if getattr(error, "args", None) != (attention.NAME,):
+            raise UserError(
+                f"model: transformers cannot build a {architecture.model_type} of this configuration: {first_line(error)}"
+            ) from None
+        model = None  # a table of attention classes by name, of the time before attention functions
+    if model is None or not model._supports_attention_backend:
+        raise UserError(
+            f"model: {architecture.model_type} does not take the attention functions of transformers, so its documents cannot be kept apart; "
+            "llama, qwen3, mistral, gemma3_text, olmo2, phi3, gpt_neox and most newer ones do"
+        )
+    setattr(model, "is_custom_code", lambda: False)  # noqa: B010  # else FSDP's subclass counts as such, and is not initialised in the same way
     return model
 
 

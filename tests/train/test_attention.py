@@ -34,19 +34,21 @@ ISOLATED = {
     "llama": SMALL,
     "mistral": SMALL | {"sliding_window": 4},  # shorter than the documents: the window itself is tested
     "qwen3": SMALL | {"head_dim": 16, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    "gemma3_text": SMALL | {"head_dim": 16, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "gemma2": SMALL | {"head_dim": 16, "sliding_window": 4, "attn_logit_softcapping": None},
+    "olmo2": SMALL,
+    "phi3": SMALL | {"pad_token_id": 0},
+    "gpt_neox": {key: value for key, value in SMALL.items() if key != "num_key_value_heads"},
+    "mixtral": SMALL | {"num_local_experts": 4},
     "gpt2": {"vocab_size": 256, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": None, "eos_token_id": 0},
 }
 NOT_ISOLATED = {
     "gemma2": (
-        SMALL | {"head_dim": 8, "attn_logit_softcapping": 0.01, "query_pre_attn_scalar": 8},
-        "differ by .* from those of the document alone",
+        SMALL | {"head_dim": 8, "query_pre_attn_scalar": 8},
+        "has a soft cap or sinks in its attention",  # at 50, its default, a small model's logits hardly show it
     ),
-    "mamba": (
-        {"vocab_size": 256, "hidden_size": 32, "state_size": 4, "num_hidden_layers": 2},
-        "layers of the kind linear_attention cannot be kept inside",
-    ),
-    "bloom": ({"vocab_size": 256, "hidden_size": 32, "n_layer": 2, "n_head": 4}, "change by .* when another document"),
-    "qwen3_next": (SMALL | {"head_dim": 8, "num_experts": 0}, "layers of the kind linear_attention cannot be kept inside"),
+    "gpt_oss": (SMALL | {"head_dim": 8, "num_local_experts": 2}, "has a soft cap or sinks in its attention"),
+    "llama4_text": (SMALL | {"head_dim": 8, "num_local_experts": 2}, "layers of the kind chunked_attention cannot be kept inside"),
 }
 
 
@@ -98,6 +100,21 @@ def test_self_test_of_a_model_that_mixes_documents_refuses_it(kind: str, manifes
 
     with pytest.raises(UserError, match=message):
         models.check_isolation(model, config, manifest, run.world)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("gptj", {"n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4}, "gptj does not take the attention functions of transformers"),
+        ("mamba", {"hidden_size": 32, "state_size": 4, "num_hidden_layers": 1}, "mamba does not take the attention functions"),
+        ("qwen3_next", SMALL | {"head_dim": 8, "num_experts": 0}, "qwen3_next does not take the attention functions"),
+        ("bloom", {"hidden_size": 32, "n_layer": 1, "n_head": 4}, "bloom does not take the attention functions of transformers"),
+        ("llama", SMALL | {"pad_token_id": 900}, "cannot build a llama of this configuration: Padding_idx must be within num_embeddings"),
+    ],
+)
+def test_model_that_cannot_be_built_for_packed_rows_is_refused(kind: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        new_model(AutoConfig.for_model(kind, **settings), 1)
 
 
 def over_the_whole_row(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float, **_: Any) -> Any:

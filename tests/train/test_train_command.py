@@ -109,7 +109,7 @@ def test_run_killed_and_resumed_ends_with_the_same_bits(
     manifest_folder: Path, config_file: Path, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    arguments = [*TRAIN, str(manifest_folder), str(config_file), "checkpoint.every=500", "-o", str(run)]
+    arguments = [*TRAIN, str(manifest_folder), str(config_file), "checkpoint.every=1", "-o", str(run)]
 
     killed = killed_after(arguments, 0.05, run)
     assert killed, "the run was over before it could be killed"
