@@ -26,7 +26,8 @@ from curation.memory import DOCUMENT, LEAST_RANGE, RANGE_TIMES
 from curation.recipe import Recipe, Resolved, resolve_recipe
 from curation.selection import select
 from curation.sources import Source
-from curation.steps import Add, rule_schema
+from curation.step import Add
+from curation.steps import rule_schema
 from curation.tokens import Encoder
 from curation.work import Digests, Work
 from mixing.plan import Mixture, stage_quotas
