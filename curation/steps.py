@@ -67,7 +67,7 @@ class State:
 
     def schema(self) -> pa.Schema:
         """The columns a rule may look at now."""
-        return rule_schema(self.columns, {name: placed.type for name, placed in self.signals.items()})
+        return rules.rule_schema(self.columns, {name: placed.type for name, placed in self.signals.items()})
 
     def fates(self, shard: Shard) -> Path:
         return self.scratch / f"{shard.name}.fates.npy"
@@ -81,18 +81,6 @@ class State:
 
     def mask(self, shard: Shard) -> Path:
         return self.scratch / f"{shard.name}.live.npy"
-
-
-def rule_schema(columns: dict[str, pa.DataType], signals: dict[str, pa.DataType]) -> pa.Schema:
-    """Everything a rule may look at: what reading gave, the carried columns, and the signals added before it."""
-    base = {
-        "source": pa.large_string(),
-        "origin": pa.large_string(),
-        "key": pa.large_string(),
-        "content": pa.large_string(),
-        "bytes": pa.uint64(),
-    }
-    return pa.schema(list((base | columns | signals).items()))
 
 
 def frame(shard: Shard, names: list[str], positions: Positions, state: State) -> pl.DataFrame:
