@@ -27,8 +27,8 @@ import yaml
 ROOT = Path(__file__).parents[1]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 RATES = [5e-4, 1.5e-3, 5e-3]
-DURATIONS = [30_000, 60_000, 120_000]
-BASE_TOKENS, MIXTURE_TOKENS = 600_000, 200_000
+DURATIONS = [10_000, 20_000, 40_000]
+BASE_TOKENS, MIXTURE_TOKENS = 250_000, 100_000
 MODEL = {
     "model_type": "llama",
     "hidden_size": 96,
@@ -76,25 +76,27 @@ def main() -> None:
     texts = [corpus / name for name in ("docstrings.jsonl", "descriptions.parquet", "code.jsonl.zst", "sums.jsonl")]
     run("python", ROOT / "examples/train_tokenizer.py", tokenizer, *texts, "--entries", "2048", "--megabytes", "1")
 
-    say("Three manifests: prose for the base, and each data set alone; all hold out the same prose")
-    for name, tokens in (("prose", BASE_TOKENS), ("code", 150_000), ("sums", 150_000)):
+    say("Three manifests: prose for the base, and each data set alone; all hold out the same texts of all three")
+    for name, tokens in (("prose", BASE_TOKENS), ("code", 50_000), ("sums", 50_000)):
         build(folder, corpus, name, {name: 1}, tokens)
 
     say("A base model that has read prose")
-    base_config = config({"config": MODEL}, 2e-3) | {"schedule": {"kind": "wsd", "warmup": 0.03, "decay": 0.4}, "evaluate": {"every": 0.25}}
+    base_config = config({"config": MODEL}, 2e-3) | {
+        "schedule": {"kind": "wsd", "warmup": 0.03, "decay": 0.4},
+        "evaluate": {"first": None, "every": 0.5},
+    }
     train(folder, "prose", base_config)
     base = folder / "runs/prose/export"
 
     say("Sweep: every learning rate and duration on each data set, prose as the guard")
-    measured = {"holdouts": [str(folder / name) for name in ("prose", "code", "sums")], "guards": ["loop-prose-v1/prose"]}
-    write(folder / "sweep-train.yaml", config({"path": str(base)}, 1e-3) | {"evaluate": measured})
+    write(folder / "sweep-train.yaml", config({"path": str(base)}, 1e-3) | {"evaluate": {"guards": ["prose"]}})
     sweep = {
         "train": str(folder / "sweep-train.yaml"),
         "manifests": {name: str(folder / name) for name in ("code", "sums")},
         "learning_rates": RATES,
         "durations": DURATIONS,
-        "target": {"code": "loss/loop-code-v1/code", "sums": "loss/loop-sums-v1/sums"},
-        "guards": {"loss/loop-prose-v1/prose": 1.0},
+        "target": {"code": "loss/code", "sums": "loss/sums"},
+        "guards": {"loss/prose": 1.0},
     }
     write(folder / "sweep.yaml", sweep)
     run("python", "-m", "train", "sweep", folder / "sweep.yaml", "-o", folder / "runs/sweep")
@@ -177,7 +179,7 @@ def build(folder: Path, corpus: Path, name: str, weights: dict[str, Any], tokens
             "sums": {"files": str(corpus / "sums.jsonl")},
         },
         "steps": [{"add": {"copy_of": {"kind": "exact"}}}, {"keep": "copy_of IS NULL"}],
-        "holdout": {"documents": 20},
+        "holdout": {"documents": 8},
         "mixture": {
             "sequence_length": 256,
             "components": used,

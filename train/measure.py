@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from mixing import UserError, validated
 from mixing.manifest import Manifest
@@ -40,26 +40,23 @@ def is_run(path: Path) -> bool:
 
 def subject(path: Path, step: int | None, precision: str | None, manifest: Manifest, world: World) -> Subject:
     """The model in a run (of its newest checkpoint, or that of `step`) or in a Hugging Face folder, on this process' device."""
+    described = path / "model" if is_run(path) else path
+    tokens, guards, seed, chosen, kept = 0, list[str](), 0, None, "fp32"
     if is_run(path):
         stored = settings.load(path / "config.yaml")
         chosen = checkpoint.chosen(path, step)
-        state = checkpoint.read_state(chosen)
-        model = weights.skeleton(AutoConfig.from_pretrained(path / "model"))
-        models.refuse_mismatch(model, str(path / "model"), manifest)
-        tokens, guards, seed = state.tokens, stored.evaluate.guards, stored.seed
+        tokens, guards, seed = checkpoint.read_state(chosen, world).tokens, stored.evaluate.guards, stored.seed
+        kept = stored.precision
     elif step is not None:
         raise UserError(f"--step {step}: {path} is no run, so it has no steps; name a run, or leave --step out")
-    else:
-        model = weights.skeleton(AutoConfig.from_pretrained(path))
-        models.refuse_mismatch(model, str(path), manifest)
-        tokens, guards, seed, chosen, stored = 0, [], 0, None, None
-    precision = precision or (stored.precision if stored else "fp32")
-    config = Config.model_validate({"model": {"path": str(path)}, "batch": 1, "precision": precision, "seed": seed})
+    config = Config.model_validate({"model": {"path": str(described)}, "batch": 1, "precision": precision or kept, "seed": seed})
+    model = weights.skeleton(models.architecture(config))
+    models.refuse_mismatch(model, str(described), manifest)
     model = models.place(model, config, world)
-    if chosen is not None:
-        checkpoint.restore(chosen, checkpoint.model_tensors(model), world.sharded)
-    else:
+    if chosen is None:
         weights.read(model, str(path))
+    else:
+        checkpoint.restore(chosen, checkpoint.model_tensors(model), world.sharded)
     models.check_isolation(model, config, manifest, world)
     return Subject(model, path.name, config, tokens, guards)
 

@@ -61,7 +61,9 @@ def search(
                 soup.into(found.model, parts, weights)
             results = evaluate.evaluate(found.model, examination, found.config.precision, world)
             blank = Measurement(soup.name_of(weights), manifest.digest, None, "", "target", 0, None, None, 0, None, None)
-            rows += evaluate.measurements(results, asked.guards, blank)
+            rows += [
+                row._replace(group="guard") if row.metric in guards else row for row in evaluate.measurements(results, asked.guards, blank)
+            ]
             values[weights] = {result.metric: result.value for result in results if result.component is None}
     first = tuple(float(number == 0) for number in range(len(parts)))
     # among equals the soup that stays nearest to the first model

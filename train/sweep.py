@@ -28,12 +28,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from mixing import UserError, validated
 from mixing.manifest import Manifest
 from mixing.measurements import Measurement, append
-from train import checkpoint, goal, loop, start
+from train import checkpoint, goal, loop
 from train import config as settings
 from train import model as models
 from train.config import Config
 from train.goal import Candidate
 from train.model import World
+from train.start import locked
 from train.window import step_ends, windowed
 
 TARGET = "target"
@@ -220,7 +221,7 @@ def run_sweep(path: Path, folder: Path, jobs: int | None) -> dict[str, Any]:
     sweep = read_sweep(path)
     models.prepare_transformers()
     folder.mkdir(parents=True, exist_ok=True)
-    with models.joined_world() as world, start.locked(folder) if world.rank == 0 else nullcontext():
+    with models.joined_world() as world, locked(folder) if world.rank == 0 else nullcontext():
         refuse_other_sweep(sweep, folder, world)
         waiting = [lane for lane in lanes(sweep) if not all(finished(folder / "cells" / cell.name) for cell in cells(sweep, lane))]
         devices = torch.cuda.device_count()
@@ -284,7 +285,8 @@ def lines_of(sweep: Sweep, cell: Cell, folder: Path) -> Iterator[Measurement]:
     rows = goal.measured(folder / "cells" / cell.name / "measurements.jsonl")
     for row in rows:
         if row.tokens in (0, cell.tokens) and row.component is None:
-            here = row._replace(run=cell.name, component=cell.lane.name, learning_rate=cell.lane.rate)
+            group = "guard" if row.metric in sweep.guards else row.group
+            here = row._replace(run=cell.name, component=cell.lane.name, learning_rate=cell.lane.rate, group=group)
             yield here
             if row.metric == sweep.target_of(cell.lane.name):
                 yield here._replace(metric=TARGET)

@@ -16,11 +16,12 @@ from pydantic import ValidationError
 from mixing import UserError
 from mixing.manifest import Manifest
 from train import model as models
+from train import weights
 from train.choice import Question, answers, chance, core_average, pieces, questions, tokenizer
 from train.config import Evaluate, Task
 from train.evaluate import evaluate, prepared
-from train.loop import Run
 from train.model import World
+from train.start import Run
 
 LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 ROWS = [
@@ -34,7 +35,9 @@ ROWS = [
 def model(run: Run) -> Any:
     """One with a row for every id of the tokenizer, which has more than the manifest's random documents use."""
     config = run.config.model_copy(update={"model": run.config.model.model_copy(update={"config": {**LLAMA, "vocab_size": 300}})})
-    return models.place(models.new_model(models.architecture(config), 5), config, run.world)
+    placed = models.place(weights.skeleton(models.architecture(config)), config, run.world)
+    weights.draw(placed, 5)
+    return placed
 
 
 @pytest.fixture

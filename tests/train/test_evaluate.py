@@ -18,8 +18,9 @@ from mixing.manifest import NO_COMPONENT, Manifest
 from train import scoring
 from train.config import Config, Evaluate
 from train.evaluate import ITEMS, Result, evaluate, is_due, prepared, write_items
-from train.loop import Run, train
+from train.loop import train
 from train.model import World
+from train.start import Run
 
 CPU = torch.device("cpu")
 
