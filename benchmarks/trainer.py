@@ -269,12 +269,12 @@ def litgpts(config: Config, vocabulary: int, width: int) -> Callable[[Step], flo
     return train_one
 
 
-def peers(folder: Path, count: int, width: int, batch: int) -> None:
+def peers(folder: Path, count: int, width: int, batch: int, which: list[bool]) -> None:
     """One step of each in turn: rows that are one document, then packed rows with the documents kept apart."""
     manifest = Manifest.open(folder)
     config = configured(manifest, SMALL, batch)
     vocabulary = manifest.tokenizer["vocab_size"]
-    for packed in (False, True):
+    for packed in which:
         batches = packed_steps(manifest, count, batch) if packed else documents_as_rows(manifest, count, batch, width)
         mine = ours(manifest, config)
         start = {name: value.clone() for name, value in mine.model.state_dict().items()}  # type: ignore[attr-defined]
@@ -374,6 +374,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rows", nargs="*", choices=["single", "packed"], default=["single", "packed"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--figure", type=Path)
     given = parser.parse_args()
@@ -384,7 +385,7 @@ def main() -> None:
         "stall": lambda: stall(folder, given.steps),
         "memory": memory,
         "one-pass": lambda: one_pass(given.manifest),
-        "peers": lambda: peers(folder, given.steps, given.width, given.batch),
+        "peers": lambda: peers(folder, given.steps, given.width, given.batch, [form == "packed" for form in given.rows]),
         "curve": lambda: curve(folder, given.steps, given.figure),
     }
     parts[given.part]()

@@ -92,15 +92,15 @@ def _laid_out(
     targets[boundaries[1:] - 1] = IGNORED
     for begin in padding.tolist():
         targets[begin : begin - begin % width + width] = IGNORED
-    positions = np.ones_like(ids)
-    positions[starts] = 1 - np.diff(boundaries, prepend=boundaries[0] - 1)[:-1]  # summed up, they begin again at 0
-    positions.cumsum(out=positions)
+    sizes = np.diff(boundaries)
+    counting = np.arange(sizes.max())
+    positions = np.concatenate([counting[:n] for n in sizes.tolist()])
     return Rows(
         torch.from_numpy(ids).view(count, width),
         torch.from_numpy(targets).view(count, width),
         torch.from_numpy(positions).view(count, width),
         torch.from_numpy(boundaries.astype(np.int32)),
-        int(np.diff(boundaries).max()),
+        len(counting),
         torch.tensor(components, dtype=torch.int64),
         torch.from_numpy(tokens),
     )
