@@ -118,7 +118,7 @@ def main() -> None:
     train(folder, "mixture", mixture)
 
     say("A soup of base and result, chosen under a guard")
-    judged = ["-m", folder / "mixture", "--target", "loss/code", "--guard", "loss/prose=0.1"]
+    judged: list[str | Path] = ["-m", folder / "mixture", "--target", "loss/code", "--guard", "loss/prose=0.1"]
     models = [f"base={base}", f"mixture={folder / 'runs/mixture/export'}"]
     run("python", "-m", "train", "soup", *models, "--grid", "8", *judged, "-o", folder / "runs/soup")
 
@@ -126,7 +126,7 @@ def main() -> None:
     cells = folder / "runs/sweep/cells"
     longest = {name: cells / f"{name}-lr{one['learning_rate']:g}-seed17-{one['duration']}" for name, one in best.items() if one}
     parts = [f"{name}={cell / 'export'}" for name, cell in longest.items()]
-    predicted = ["-m", folder / "mixture", "--target", "loss/code", "--guard", "loss/sums=10"]
+    predicted: list[str | Path] = ["-m", folder / "mixture", "--target", "loss/code", "--guard", "loss/sums=10"]
     run("python", "-m", "train", "soup", *parts, "--grid", "4", *predicted, "-o", folder / "runs/predicted")
 
     say("One page")
