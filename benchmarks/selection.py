@@ -6,7 +6,7 @@ CORPORA holds the folders named in DOMAIN and GENERAL, each with Parquet or JSON
 domain, in equal parts from its sources and from the general ones; a reference is drawn evenly from the domain's sources and shares no text with the pool. Pools, references
 and settings were fixed before the first run; every scorer runs with the defaults of its signal, through the signal's own `train` and `compute`, each training in a fresh process.
 
-A scorer is one function: (texts of the reference, texts of the pool, seed, an empty folder) -> one number per text of the pool, the greater the better.
+A scorer is one function: what it is given (`Given`) -> one number per text of the pool, the greater the better.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
@@ -37,6 +38,7 @@ DOMAIN = ("med_abstracts", "med_textbook", "med_qa")
 GENERAL = ("books_en", "wiki_en", "web_en", "handbook_en", "techdocs_en")
 POOL_TOKENS = 1_400_000
 SHARES, REFERENCES, BUDGETS = (0.2, 0.3), (100, 300), (0.25, 0.5, 1.0)
+NEGATIVES = 300  # documents of each general source outside the pool, or as many as are left
 SAMPLED = 5000  # documents of the pool that a model may be trained on: the default of `{sample: …}`
 Floats = npt.NDArray[np.float64]
 
@@ -47,57 +49,70 @@ class Document(NamedTuple):
     tokens: int
 
 
+class Given(NamedTuple):
+    """Texts of the reference, of the pool and of general documents outside it; a seed, and an empty folder for a model."""
+
+    reference: list[str]
+    pool: list[str]
+    general: list[str]
+    seed: int
+    folder: Path
+
+
 # --- scorers
 
 
-def trained(kind: str, settings: dict[str, Any], roles: dict[str, list[str]], pool: list[str], seed: int, folder: Path) -> pa.Array:
+def trained(kind: str, settings: dict[str, Any], roles: dict[str, list[str]], given: Given) -> pa.Array:
     """The values of a signal trained on the texts of its roles."""
     signal = SIGNALS[kind]
     config = signal.config.model_validate({"kind": kind, **settings})
-    signal.train(config, {role: pa.array(texts, pa.large_string()) for role, texts in roles.items()}, folder, seed)
-    return signal.compute(config, pa.array(pool, pa.large_string()), folder)
+    signal.train(config, {role: pa.array(texts, pa.large_string()) for role, texts in roles.items()}, given.folder, given.seed)
+    return signal.compute(config, pa.array(given.pool, pa.large_string()), given.folder)
 
 
-def sample_of(pool: list[str], seed: int) -> list[str]:
-    return random.Random(seed).sample(pool, min(SAMPLED, len(pool)))
+def sample_of(given: Given) -> list[str]:
+    """What `{sample: …}` of the pool would be."""
+    return random.Random(given.seed).sample(given.pool, min(SAMPLED, len(given.pool)))
 
 
 def numbers(values: pa.Array, worst: float) -> Floats:
     return np.asarray(values.fill_null(worst).to_numpy(zero_copy_only=False), np.float64)
 
 
-def ngram(reference: list[str], pool: list[str], seed: int, folder: Path) -> Floats:
-    return -numbers(trained("ngram", {"reference": "-"}, {"reference": reference}, pool, seed, folder), np.inf)
+def ngram(given: Given) -> Floats:
+    return -numbers(trained("ngram", {"reference": "-"}, {"reference": given.reference}, given), np.inf)
 
 
-def importance(field: str, reference: list[str], pool: list[str], seed: int, folder: Path) -> Floats:
-    roles = {"target": reference, "pool": sample_of(pool, seed)}
-    return numbers(trained("importance", {"target": "-", "pool": "-"}, roles, pool, seed, folder).field(field), -np.inf)
+def importance(field: str, given: Given) -> Floats:
+    roles = {"target": given.reference, "pool": sample_of(given)}
+    return numbers(trained("importance", {"target": "-", "pool": "-"}, roles, given).field(field), -np.inf)
 
 
-def importance_sum(reference: list[str], pool: list[str], seed: int, folder: Path) -> Floats:
-    return importance("log_ratio", reference, pool, seed, folder)
+def fasttext(negative: list[str], given: Given) -> Floats:
+    roles = {"positive": given.reference, "negative": negative}
+    return numbers(trained("fasttext", {"train": {"positive": "-", "negative": "-"}}, roles, given), -1)
 
 
-def importance_mean(reference: list[str], pool: list[str], seed: int, folder: Path) -> Floats:
-    return importance("mean", reference, pool, seed, folder)
-
-
-def fasttext(reference: list[str], pool: list[str], seed: int, folder: Path) -> Floats:
+def fasttext_against_pool(given: Given) -> Floats:
     """Negatives are a sample of the pool, in which the domain's documents are too: nobody could take them out without labels."""
-    roles = {"positive": reference, "negative": sample_of(pool, seed)}
-    return numbers(trained("fasttext", {"train": {"positive": "-", "negative": "-"}}, roles, pool, seed, folder), -1)
+    return fasttext(sample_of(given), given)
 
 
-def chance(reference: list[str], pool: list[str], seed: int, folder: Path) -> Floats:
-    return np.random.default_rng(seed).random(len(pool))
+def fasttext_against_general(given: Given) -> Floats:
+    """Negatives are documents outside the pool of the very sources that the domain has to be told from: the best case."""
+    return fasttext(given.general, given)
 
 
-SCORERS: dict[str, Callable[[list[str], list[str], int, Path], Floats]] = {
+def chance(given: Given) -> Floats:
+    return np.random.default_rng(given.seed).random(len(given.pool))
+
+
+SCORERS: dict[str, Callable[[Given], Floats]] = {
     "ngram": ngram,
-    "importance (log_ratio)": importance_sum,
-    "importance (mean)": importance_mean,
-    "fasttext": fasttext,
+    "importance (log_ratio)": partial(importance, "log_ratio"),
+    "importance (mean)": partial(importance, "mean"),
+    "fasttext": fasttext_against_pool,
+    "fasttext (clean negatives)": fasttext_against_general,
     "chance": chance,
 }
 
@@ -134,16 +149,18 @@ def filled(documents: list[Document], tokens: float) -> list[Document]:
     return documents[: int(np.searchsorted(ends, tokens, side="right"))]
 
 
-def draw(everything: dict[str, list[Document]], share: float, references: int, seed: int) -> tuple[list[str], list[Document]]:
-    """(texts of the reference, pool in random order)."""
+def draw(everything: dict[str, list[Document]], share: float, references: int, seed: int) -> tuple[list[str], list[Document], list[str]]:
+    """(texts of the reference, pool in random order, general texts outside it)."""
     rng = random.Random(f"{seed} {share}")
     shuffled = {source: rng.sample(documents, len(documents)) for source, documents in everything.items()}
     most = max(REFERENCES) // len(DOMAIN)  # set aside alike for every size, so that the pool is the same
     count = references // len(DOMAIN)
     reference = [one.text for source in DOMAIN for one in shuffled[source][: count + (source == DOMAIN[0]) * (references % len(DOMAIN))]]
     pool = [one for source in DOMAIN for one in filled(shuffled[source][most + 1 :], POOL_TOKENS * share / len(DOMAIN))]
-    pool += [one for source in GENERAL for one in filled(shuffled[source], POOL_TOKENS * (1 - share) / len(GENERAL))]
-    return reference, rng.sample(pool, len(pool))
+    taken = {source: filled(shuffled[source], POOL_TOKENS * (1 - share) / len(GENERAL)) for source in GENERAL}
+    pool += [one for source in GENERAL for one in taken[source]]
+    general = [one.text for source in GENERAL for one in shuffled[source][len(taken[source]) :][:NEGATIVES]]
+    return reference, rng.sample(pool, len(pool)), general
 
 
 # --- measuring
@@ -162,20 +179,20 @@ def measured(scores: Floats, pool: list[Document]) -> dict[str, float]:
     return found
 
 
-def score(scorer: str, reference: list[str], pool: list[str], seed: int) -> tuple[Floats, float]:
+def score(scorer: str, reference: list[str], pool: list[str], general: list[str], seed: int) -> tuple[Floats, float]:
     with TemporaryDirectory() as folder:
         began = time.process_time()
-        return SCORERS[scorer](reference, pool, seed, Path(folder)), time.process_time() - began
+        return SCORERS[scorer](Given(reference, pool, general, seed, Path(folder))), time.process_time() - began
 
 
 def runs(everything: dict[str, list[Document]], scorers: list[str], seeds: list[int]) -> Iterator[dict[str, Any]]:
     for share in SHARES:
         for references in REFERENCES:
             for seed in seeds:
-                reference, pool = draw(everything, share, references, seed)
+                reference, pool, general = draw(everything, share, references, seed)
                 for scorer in scorers:
                     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
-                        scores, seconds = apart.submit(score, scorer, reference, [one.text for one in pool], seed).result()
+                        scores, seconds = apart.submit(score, scorer, reference, [one.text for one in pool], general, seed).result()
                     found = {
                         "share": share,
                         "references": references,

@@ -103,7 +103,7 @@ def stall(folder: Path, count: int) -> None:
 
 
 def memory() -> None:
-    """Peak memory of one forward and backward pass, 8 x 1,024 positions, 50,280 words, with and without logits, each in a process of its own."""
+    """Peak memory of one forward and backward pass, 4 x 512 positions, 50,280 words, with and without logits, each in a process of its own."""
     for kind in ("without logits", "with logits"):
         answer = subprocess.run([sys.executable, __file__, "one-pass", kind], capture_output=True, text=True, check=True)
         report("memory", kind=kind, **json.loads(answer.stdout.splitlines()[-1]))
@@ -115,15 +115,15 @@ def one_pass(kind: str) -> None:
 
     torch.set_num_threads(1)
     models.prepare_transformers()
-    settings = SMALL | {"vocab_size": 50_280, "max_position_embeddings": 1024}
+    settings = SMALL | {"vocab_size": 50_280, "max_position_embeddings": 512}
     known = models.AutoConfig.for_model(settings.pop("model_type"), **settings)
     model = models.new_model(known, 1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if kind == "with logits":
         loss._whole[model] = True
-    documents = [[torch.randint(0, 50_280, (1024,)).numpy()] for _ in range(8)]
+    documents = [[torch.randint(0, 50_280, (512,)).numpy()] for _ in range(4)]
     began = time.perf_counter()
-    total, _ = models.losses(model, fill(documents, [0] * 8, 1024), "fp32")
+    total, _ = models.losses(model, fill(documents, [0] * 4, 512), "fp32")
     total.backward()  # type: ignore[no-untyped-call]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"MiB_above_the_model": (peak - before) // 1024, "seconds": round(time.perf_counter() - began, 1)}))

@@ -214,7 +214,7 @@ class Reasons:
         return step.rule + (" (no value)" if fate % 2 else "")
 
     def evidence(self, fate: int, shard: Shard, positions: Positions, state: State) -> list[str]:
-        """Canonical JSON per document: the survivor it equals, if the rule looked at one, else the values that it looked at."""
+        """Canonical JSON per document: the survivor it equals or the parts of a signal that are its evidence, if the rule looked at one, else the values that it looked at."""
         if fate == fate_of(0):
             assert state.holdout is not None
             return [found or "" for found in _survivors(shard, state.holdout, positions, state)]
@@ -232,10 +232,11 @@ class Reasons:
         single = len(reads) == 1
         rows = [{"value": row[0] if single else dict(zip(reads, row, strict=True))} for row in zip(*columns, strict=True)]
         evidence = [canonical_json(row) for row in rows] if reads else [canonical_json({"value": None})] * len(positions)
-        for name in reads:
-            if name in state.signals and state.signals[name].survivors:
-                survivors = _survivors(shard, state.signals[name].key, positions, state)
-                evidence = [survivor or value for survivor, value in zip(survivors, evidence, strict=True)]
+        for name in names:
+            if name in state.signals and (state.signals[name].survivors or state.signals[name].evidence):
+                placed = state.signals[name]
+                told = _survivors(shard, placed.key, positions, state) if placed.survivors else _parts(values[name], placed.evidence)
+                evidence = [one or value for one, value in zip(told, evidence, strict=True)]
         return evidence
 
 
@@ -245,6 +246,13 @@ def _read(values: pl.DataFrame, name: str) -> list[Any]:
     found = (values[column].struct.field(part) if part else values[column]).to_list()
     return [
         str(one) if (abs(one) > 2**53 if isinstance(one, int) else isinstance(one, float) and math.isinf(one)) else one for one in found
+    ]
+
+
+def _parts(values: pl.Series, parts: tuple[str, ...]) -> list[str | None]:
+    """Per document the parts of a signal's value that say why, as canonical JSON; None where it has none."""
+    return [
+        None if one is None or one[parts[0]] is None else canonical_json({part: one[part] for part in parts}) for one in values.to_list()
     ]
 
 

@@ -1,8 +1,7 @@
 """The only edits of text, made once, before it is written to a shard; and what counts as a text at all.
 
-`mask_pii` replaces what has the form of an e-mail address by `[EMAIL]`, of a public IPv4 address by `[IP]` and of a telephone number (international with `+`, or North American with
-separators) by `[PHONE]`. It knows no names, postal addresses or account numbers, and a version number of four parts looks to it like an address: it lowers what a model can
-repeat, it does not make data anonymous.
+`mask_pii` replaces what `identifiers` finds by `[EMAIL]`, `[IP]`, `[PHONE]`, `[CARD]`, `[IBAN]` and `[KEY]`. It knows no names and no postal addresses: it lowers what a model
+can repeat, it does not make data anonymous.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Address
 
 import numpy as np
 import numpy.typing as npt
@@ -57,26 +55,16 @@ def _line_endings(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-_EMAIL = re.compile(
-    r"(?<![\w.%+-])[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![\w@])"
-)
-_OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-_IPV4 = re.compile(rf"(?<![\w.])(?:{_OCTET}\.){{3}}{_OCTET}(?!\w|\.[0-9])")
-_PHONE = re.compile(
-    r"(?<![\w+])\+[1-9][0-9]{0,2}[ .-]?(?:\([0-9]{1,4}\)[ .-]?)?[0-9]{1,4}(?:[ .-]?[0-9]{2,4}){2,4}(?![\w+])"
-    r"|(?<![\w+.-])(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[.-])[2-9][0-9]{2}[.-][0-9]{4}(?![\w-])"
-)
-_ENOUGH_DIGITS = re.compile(rb"[0-9][0-9 ().-]{5,}[0-9]")
-
-
 def _mask_pii(text: str) -> str:
-    text = _EMAIL.sub("[EMAIL]", text)
-    text = _IPV4.sub(lambda found: "[IP]" if IPv4Address(found[0]).is_global else found[0], text)
-    return _PHONE.sub("[PHONE]", text)
+    from curation import identifiers
+
+    return identifiers.mask(text.encode()).decode()
 
 
-def _with_at_or_digits(raw: Sequence[bytes]) -> list[int]:
-    return [index for index, text in enumerate(raw) if b"@" in text or _ENOUGH_DIGITS.search(text)]
+def _with_identifiers(raw: Sequence[bytes]) -> list[int]:
+    from curation import identifiers
+
+    return [index for index, _ in identifiers.found(raw)]
 
 
 CLEAN: dict[str, Callable[[str], str]] = {
@@ -90,8 +78,17 @@ _LOOKED_AT: dict[str, Callable[[Sequence[bytes]], list[int]]] = {
     "nfc": _not_ascii,
     "control_characters": _with_control_characters,
     "line_endings": _with_carriage_returns,
-    "mask_pii": _with_at_or_digits,
+    "mask_pii": _with_identifiers,
 }
+
+
+def spelled(steps: Sequence[str]) -> list[str]:
+    """The steps as keys hold them: with the version of the one whose meaning has changed."""
+    if "mask_pii" not in steps:
+        return list(steps)
+    from curation.identifiers import IDENTIFIERS_VERSION
+
+    return [f"{step} {IDENTIFIERS_VERSION}" if step == "mask_pii" else step for step in steps]
 
 
 def has_visible(text: str) -> bool:

@@ -71,15 +71,32 @@ class Engine:
         yield
         self.journal.done()
 
-    def map(self, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], label: str) -> list[Result]:
-        """The results in the order of `tasks`. `label` names the phase to the person who waits."""
+    def map(
+        self, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], label: str, at_most: int | None = None
+    ) -> list[Result]:
+        """The results in the order of `tasks`. `label` names the phase to the person who waits. `at_most`: of so many processes, which end with it."""
         with self.phase(label, len(tasks)):
             if self._workers == 1 or len(tasks) <= 1:
                 return [function(*task) for task in _progress(tasks, len(tasks), self.journal)]
             results: dict[int, Result] = {}
-            for index, result in _progress(self._finished(function, tasks, label), len(tasks), self.journal):
-                results[index] = result
+            with self._limited(at_most):
+                for index, result in _progress(self._finished(function, tasks, label), len(tasks), self.journal):
+                    results[index] = result
             return [results[index] for index in range(len(tasks))]
+
+    @contextmanager
+    def _limited(self, workers: int | None) -> Iterator[None]:
+        """Runs what is in the block on fewer processes, new ones."""
+        if workers is None or workers >= self._workers:
+            yield
+            return
+        before, self._workers = self._workers, workers
+        if self._pool is not None:
+            self._stop(kill=False)
+        yield
+        if self._pool is not None:
+            self._stop(kill=False)
+        self._workers = before
 
     def _finished(self, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], label: str) -> Iterator[tuple[int, Result]]:
         """(index, result) as the tasks end. Only a few are under way at a time, so that a death leaves few to suspect: each is then tried alone."""

@@ -18,6 +18,7 @@ import xxhash
 from curation.clean import cleaned
 from curation.corpus import Shard
 from curation.passages import excerpt, first_character, first_difference, longest_shared, words_of
+from curation.signals.contamination import text_of
 from mixing import UserError
 from mixing.history import before, remembers, stored
 from mixing.manifest import Manifest, canonical_json
@@ -51,14 +52,20 @@ def _provenance(manifest: Manifest) -> dict[str, Any]:
 
 def shards_of(manifest: Manifest, work: Path | None) -> list[Shard]:
     """The shards of the build that made the manifest, or a UserError that says where they were."""
+    folder, build = _remembered(manifest, work)
+    return [Shard(**{**shard, "path": folder / shard["path"]}) for shard in build["shards"]]
+
+
+def _remembered(manifest: Manifest, work: Path | None) -> tuple[Path, dict[str, Any]]:
+    """The work directory of the build that made the manifest, and what it remembers of it."""
     folder = work_of(manifest, work)
     remembered = folder / "builds" / f"{_provenance(manifest)['build']}.json"
     if not remembered.exists():
         raise UserError(
             f"{folder}: not the work directory of {manifest.folder}, or it has been cleaned; name it with --work, or build the recipe again"
         )
-    shards = json.loads(remembered.read_text())["shards"]
-    return [Shard(**{**shard, "path": folder / shard["path"]}) for shard in shards]
+    build: dict[str, Any] = json.loads(remembered.read_text())
+    return folder, build
 
 
 def texts(shards: list[Shard], rows: list[int]) -> dict[int, str]:
@@ -160,7 +167,9 @@ def _explained(manifest: Manifest, record: dict[str, Any], work: Path | None) ->
     yield f"  {record['decision']}" + (f" by: {record['reason']}" if record["reason"] else "")
     if record["evidence"]:
         evidence = json.loads(record["evidence"])
-        if "survivor" in evidence:
+        if "benchmark" in evidence:
+            yield f"  {evidence['share']:.0%} of an item of {evidence['benchmark']}, {evidence['item']}, stands in it from character {evidence['start']:,} on"
+        elif "survivor" in evidence:
             yield f"  {_same_as(evidence)}"
             yield from _fate_of_survivor(manifest, record["row"], evidence)
         else:
@@ -184,6 +193,8 @@ def _explained(manifest: Manifest, record: dict[str, Any], work: Path | None) ->
         return
     if survivor is not None:
         yield from compared(found[record["row"]], found[survivor], survivor)
+    if "benchmark" in evidence:
+        yield from _leaked(manifest, record, evidence, found[record["row"]], work)
     yield from ("  | " + line for line in _shown(found.get(record["row"], "")[:400]).splitlines())
 
 
@@ -194,6 +205,20 @@ def _same_as(evidence: dict[str, Any]) -> str:
     if "index" in evidence:
         where = f"{evidence['survivor']} of '{evidence['source']}'{key}, in the index under '{evidence['index']}'"
     return f"the same as {where}, similarity {evidence['similarity']:.4f}"
+
+
+def _leaked(manifest: Manifest, record: dict[str, Any], evidence: dict[str, Any], text: str, work: Path | None) -> Iterator[str]:
+    """The passage of a document that is an item of a benchmark, and the item as the benchmark has it, if the work directory still knows."""
+    begin = evidence["start"]
+    yield f"    here   {_quoted(text[begin : begin + evidence['length']])}"
+    named = {key: evidence[key] for key in ("benchmark", "item")}
+    part = next(value["part"] for value in record.values() if isinstance(value, dict) and named.items() <= value.items())
+    folder, build = _remembered(manifest, work)
+    for model in build["models"]:
+        item = text_of(folder / "models" / model, evidence["benchmark"], evidence["item"], part)
+        if item is not None:
+            yield f"    {part:<6} {_quoted(item)}"
+            return
 
 
 def _fate_of_survivor(manifest: Manifest, row: int, evidence: dict[str, Any]) -> Iterator[str]:

@@ -28,7 +28,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation import rules
-from curation.clean import has_visible
+from curation.clean import has_visible, spelled
 from curation.engine import Engine
 from curation.finding import hash_files, locate, natural
 from curation.formats import ACCEPTED, FORMATS, OPEN_ENDED, format_of, readers_of, true_format
@@ -270,7 +270,7 @@ def _unit(source: Source, pieces: list[Piece], clean: tuple[str, ...], cut_bytes
         [] if choice is None and limit is None else [[choice and choice.text, choice and choice.where, choice and choice.carried, limit]]
     )
     readers = {name: source.readers[name] for piece in pieces for name in FORMATS[piece.format].packages}
-    parts = [fields.text, fields.key, columns, list(clean), cut_bytes, [list(piece) for piece in pieces], *chosen]
+    parts = [fields.text, fields.key, columns, spelled(clean), cut_bytes, [list(piece) for piece in pieces], *chosen]
     name = key_of("shard", SHARD_VERSION, *parts, *([readers] if readers else []))
     return Unit(name, source.root, pieces, fields, clean, cut_bytes, choice, limit)
 

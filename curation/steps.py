@@ -32,7 +32,7 @@ from curation.holdout import holdout_of
 from curation.live import DEDUP, SHOWN, LiveShard, Priority, find_duplicates, find_repeats, report_of
 from curation.losses import ALIVE as ALIVE
 from curation.losses import Copies, Dropped, Loss, Removal, gone, guard, losses, survivors_of, told, within
-from curation.models import Ground, Model, Passing, Referenced, spelled_config, train
+from curation.models import Ground, Model, Passing, Referenced, require, spelled_config, train
 from curation.ranking import Cut, Ranked, TopConfig, find_cut, lots, order_key
 from curation.signals import SIGNALS
 from curation.tokenized import tokenize
@@ -98,12 +98,13 @@ def fate_of(index: int, *, no_value: bool = False) -> int:
 
 
 class Placed(NamedTuple):
-    """A signal that has been added: the step that did it, the key of its sidecars, its type, and whether it names survivors."""
+    """A signal that has been added: the step that did it, the key of its sidecars, its type, whether it names survivors, and which parts of a value are evidence."""
 
     step: int
     key: str
     type: pa.DataType
     survivors: bool
+    evidence: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -358,6 +359,10 @@ def decide(steps: list[Step], ground: Ground, state: State, engine: Engine) -> D
         elif isinstance(step, Top):
             ranked = engine.map(rank, [(shard, step, decided.state) for shard in corpus.shards], step.config.told)
             stretch.append(replace(step, cut=find_cut(ranked, step.config.tokens, step.config.documents, step.config.share)))
+        elif isinstance(step, Add) and (processes := SIGNALS[step.kind].processes) is not None:
+            _run(stretch, corpus, models, decided, engine)
+            stretch = []
+            _run([step], corpus, models, decided, engine, processes())
         else:
             stretch.append(step)
     by_source = _run(stretch, corpus, models, decided, engine)
@@ -404,26 +409,30 @@ def _model_and_key(step: Add, steps: list[Step], ground: Ground, decided: Decide
     if step.references:
         model = train(step.kind, step.config, step.references, ground, engine, _passing(step, steps, decided.state, models))
         models[step.index] = model.folder
-        engine.memory.require(f"add {step.name}", worker=sum(path.stat().st_size for path in model.folder.rglob("*")))
+        require(model, step.kind, step.name, engine.memory)
         decided.models[step.name] = (step.kind, model)
+        if (caveat := signal.caveat(model.folder)) is not None:
+            decided.warnings[step.name] = f"steps[{step.index - 1}].add.{step.name}: {caveat}"
     return key_of(
         "signal", step.kind, signal.version(step.config), spelled_config(step.config, step.references), model.sha256 if model else None
     )
 
 
 def _place(decided: Decided, step: Add, key: str, *, survivors: bool) -> None:
-    signals = decided.state.signals | {step.name: Placed(step.index, key, step.type, survivors)}
-    decided.state = replace(decided.state, signals=signals)
+    placed = Placed(step.index, key, step.type, survivors, SIGNALS[step.kind].evidence if step.kind in SIGNALS else ())
+    decided.state = replace(decided.state, signals=decided.state.signals | {step.name: placed})
 
 
 def _dropped_in(corpus: Corpus, decided: Decided) -> list[Dropped]:
     return [Dropped(shard, decided.state.fates(shard), decided.state.rows[shard.source], decided.state.work) for shard in corpus.shards]
 
 
-def _run(stretch: list[Step], corpus: Corpus, models: dict[int, Path], decided: Decided, engine: Engine) -> dict[str, list[Loss]]:
+def _run(
+    stretch: list[Step], corpus: Corpus, models: dict[int, Path], decided: Decided, engine: Engine, at_most: int | None = None
+) -> dict[str, list[Loss]]:
     """Takes all shards through a stretch; returns what each source has lost to duplicates so far, which the guard has seen."""
     label = ", ".join(step.name for step in stretch if isinstance(step, Add)) or "decide"
-    outcomes = engine.map(advance, [(shard, stretch, models, decided.state) for shard in corpus.shards], label)
+    outcomes = engine.map(advance, [(shard, stretch, models, decided.state) for shard in corpus.shards], label, at_most)
     decided.dropped = {source.name: {} for source in corpus.sources}
     alive = dict.fromkeys(decided.dropped, 0)
     for shard, outcome in zip(corpus.shards, outcomes, strict=True):

@@ -37,7 +37,7 @@ FILES = (TOKENIZER, CONFIG, SPECIAL_TOKENS, "chat_template.jinja")
 # What `save_pretrained` may write of the machine it ran on.
 _MACHINE_KEYS = ("name_or_path", "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file", "cache_dir")
 _HOW_TO_MAKE_ONE = f"make one with transformers: AutoTokenizer.from_pretrained(…).save_pretrained(FOLDER) writes a {TOKENIZER}"
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SLOW_BATCH = 256  # texts that `tokenizers` encodes at once: its encodings take about 100 bytes a token while they live
 
 
@@ -219,27 +219,29 @@ def _found(location: str, written: str) -> tuple[str, Path, str]:
         if (path / TOKENIZER).is_file():
             return name, path, TOKENIZER
         raise UserError(f"tokenizer.path: {location} holds no {TOKENIZER}; {_HOW_TO_MAKE_ONE}")
-    if not _HUB_NAME.fullmatch(location) or location.endswith(".json"):
+    if not HUB_NAME.fullmatch(location) or location.endswith(".json"):
         raise UserError(
             f"tokenizer.path: {location} does not exist; accepted: a {TOKENIZER}, a folder that holds one, or a name on the Hugging Face hub"
         )
-    folder = _downloaded(location)
+    folder = hub_folder("tokenizer.path", location, FILES, f"a {TOKENIZER}, a folder that holds one, or a hub name")
     if not (folder / TOKENIZER).is_file():
         raise UserError(f"tokenizer.path: {location} on the hub has no {TOKENIZER}; {_HOW_TO_MAKE_ONE}")
     return location, folder, TOKENIZER
 
 
-def _downloaded(name: str) -> Path:
+def hub_folder(where: str, name: str, files: Sequence[str], accepted: str) -> Path:
+    """The files of a repository on the Hugging Face hub, downloaded; `name@revision` for another revision than the last."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+        repository, _, revision = name.partition("@")
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"tokenizer.path: {name} is no file or folder here, and the Hugging Face hub gives none ({reason}); "
-            f"accepted: a {TOKENIZER}, a folder that holds one, or a hub name (a private or gated one needs `hf auth login`)"
+            f"{where}: {name} is no file or folder here, and the Hugging Face hub gives none ({reason}); "
+            f"accepted: {accepted} (a private or gated one needs `hf auth login`)"
         ) from None
 
 

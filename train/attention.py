@@ -60,14 +60,12 @@ def attend(
         from torch.nn.attention.varlen import varlen_attn
 
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
+        pieces = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
         mixed = varlen_attn(
             query.to(value.dtype),  # under autocast the rotary embedding leaves queries and keys in fp32
             key.to(value.dtype),
             value,
-            cu_seq_lens_q,
-            cu_seq_lens_q,
-            max_length_q,
-            max_length_q,
+            *pieces,
             scale=scaling,
             window_size=window,
             enable_gqa=key.shape[1] != query.shape[1],

@@ -80,7 +80,8 @@ def sum_of_nats(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tenso
 def losses_of(model: PreTrainedModel, targets: torch.Tensor, forward: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum of nats over predictions, and each one, fp32 [m, L] without gradient; `forward` runs the model and returns its logits."""
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if isinstance(head, nn.Linear) and getattr(head, "bias", None) is None and model not in _whole:
+    plain = isinstance(head, nn.Linear) and head.bias is None
+    if plain and model not in _whole:
         found: list[torch.Tensor] = []
 
         def shortcut(hidden: torch.Tensor) -> torch.Tensor:

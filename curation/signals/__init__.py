@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from curation.signals import classifier, heuristics, importance, listed, perplexity, topic
-from curation.signals.reference import ModelFile, Reference, Sample
+from curation.signals import causal_lm, classifier, contamination, heuristics, importance, language, listed, perplexity, privacy, topic
+from curation.signals.reference import Columns, ModelFile, ModelFolder, Reference, Sample
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["SIGNALS", "ModelFile", "Reference", "RowSignal", "Sample"]
+__all__ = ["SIGNALS", "Columns", "ModelFile", "ModelFolder", "Reference", "RowSignal", "Sample"]
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -31,7 +31,9 @@ class RowSignal(Generic[Config]):
     config: type[Config]
     version: Callable[[Config], str]  # changes whenever a value or a model's bytes may; part of every key
     fields: Callable[[Config], pa.DataType]  # the type of one value: a scalar, or a struct of several
-    references: Callable[[Config], Mapping[str, Reference | ModelFile]]  # what its model is made of, by role; empty: it has no model
+    references: Callable[
+        [Config], Mapping[str, Reference | ModelFile | ModelFolder]
+    ]  # what its model is made of, by role; empty: it has no model
     train: Callable[
         [Config, dict[str, pa.LargeStringArray], Path, int], None
     ]  # (config, texts by role or the path of a model file, folder, seed), in a fresh process
@@ -39,10 +41,37 @@ class RowSignal(Generic[Config]):
         [Config, pa.LargeStringArray, Path | None], pa.Array
     ]  # (config, texts, the trained folder): one value per text, never NaN
     reads: Callable[[Config], str] = lambda config: "text"  # what `compute` is given: the text, or one of key, content and origin
+    columns: Callable[[Config], dict[str, Columns]] = lambda config: {}  # by role: records with these, as JSON objects instead of texts
+    caveat: Callable[[Path], str | None] = lambda folder: None  # what the user should know of the trained folder
+    processes: Callable[[], int | None] | None = None  # given where a model is too large for every worker: how many may have it
+    mapped: bool = False  # the model is memory-mapped: one copy for all workers, which the kernel may drop
+    evidence: tuple[str, ...] = ()  # the parts of a value that say why it made a rule drop a document
     whole: bool = False  # a reference with a record that cannot be used is refused, not read without it
 
 
 SIGNALS: dict[str, RowSignal[Any]] = {
+    "causal_lm": RowSignal(
+        config=causal_lm.CausalLMConfig,
+        version=causal_lm.version,
+        fields=causal_lm.fields,
+        references=causal_lm.references,
+        train=causal_lm.train,
+        compute=causal_lm.compute,
+        processes=causal_lm.processes,
+    ),
+    "contamination": RowSignal(
+        config=contamination.ContaminationConfig,
+        version=contamination.version,
+        fields=contamination.fields,
+        references=contamination.references,
+        train=contamination.train,
+        compute=contamination.compute,
+        columns=contamination.columns,
+        caveat=contamination.caveat,
+        mapped=True,
+        evidence=contamination.EVIDENCE,
+        whole=True,
+    ),
     "heuristics": RowSignal(
         config=heuristics.HeuristicsConfig,
         version=heuristics.version,
@@ -58,6 +87,14 @@ SIGNALS: dict[str, RowSignal[Any]] = {
         references=classifier.references,
         train=classifier.train,
         compute=classifier.compute,
+    ),
+    "language": RowSignal(
+        config=language.LanguageConfig,
+        version=language.version,
+        fields=language.fields,
+        references=language.references,
+        train=language.train,
+        compute=language.compute,
     ),
     "listed": RowSignal(
         config=listed.ListedConfig,
@@ -76,6 +113,7 @@ SIGNALS: dict[str, RowSignal[Any]] = {
         references=perplexity.references,
         train=perplexity.train,
         compute=perplexity.compute,
+        mapped=True,
     ),
     "importance": RowSignal(
         config=importance.ImportanceConfig,
@@ -92,5 +130,13 @@ SIGNALS: dict[str, RowSignal[Any]] = {
         references=topic.references,
         train=topic.train,
         compute=topic.compute,
+    ),
+    "privacy": RowSignal(
+        config=privacy.PrivacyConfig,
+        version=privacy.version,
+        fields=privacy.fields,
+        references=privacy.references,
+        train=privacy.train,
+        compute=privacy.compute,
     ),
 }

@@ -229,7 +229,7 @@ def lines(texts: pa.LargeStringArray) -> Lines:
     room = int(np.count_nonzero(data[offsets[0] : offsets[-1]] == 10)) + len(texts)
     table, hashes, ends = np.zeros((room, 7), np.int64), np.empty(room, np.uint64), np.zeros(len(texts) + 1, np.int64)
     _all_lines(data, offsets, _tables()[0], table, hashes, ends)
-    return Lines(*table[: ends[-1]].T, hashes=hashes[: ends[-1]], offsets=ends)
+    return Lines._make([*table[: ends[-1]].T, hashes[: ends[-1]], ends])
 
 
 def words(texts: pa.LargeStringArray, found: Lines) -> Words:
@@ -338,3 +338,21 @@ def _all_lines(data: Bytes, offsets: Offsets, classes: Bytes, table: Integers, h
                 opens = 1
             position = stop + 1
         ends[document + 1] = count
+
+
+def tally(texts: pa.LargeStringArray, classes: Bytes, size: int) -> Integers:
+    """How many code points of each class (below `size`) every text has, by a table of all code points: one row per text."""
+    data, offsets = text_buffers(texts)
+    found = np.zeros((len(texts), size), np.int64)
+    _tally(data, offsets, classes, found)
+    return found
+
+
+@kernel
+def _tally(data: Bytes, offsets: Offsets, classes: Bytes, found: Integers) -> None:
+    for document in range(found.shape[0]):
+        position, end = offsets[document], offsets[document + 1]
+        while position < end:
+            point, length = _code_point(data, position)
+            found[document, classes[point]] += 1
+            position += length

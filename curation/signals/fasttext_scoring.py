@@ -49,6 +49,8 @@ def probabilities(folder: Path, texts: pa.LargeStringArray) -> Floats:
     for start in range(0, len(texts), _AT_ONCE):
         lines = [clean(text) for text in texts.slice(start, _AT_ONCE).to_pylist()]
         for row, (named, values) in enumerate(zip(*model.predict(lines, k=-1), strict=True), start):  # a list: one string fails on NumPy 2
+            if len(named):
+                found[row] = 0.0  # a hierarchical softmax does not go down to labels below 0.00001
             found[row, [place[name] for name in named]] = np.clip(np.asarray(values, np.float64) - _ADDED, 0, 1)
     return found
 

@@ -4,8 +4,8 @@ Features are the words (the definition of `curation.words`) and pairs of neighbo
 
     log w = sum over the text's features f of  log((c_target(f) + 1) / (N_target + B)) - log((c_pool(f) + 1) / (N_pool + B))
 
-with counts c of a bucket, N of all features and B buckets, so that a bucket that one of the two never showed is weighed by how much was read. The paper splits words with NLTK,
-smooths by 1e-8 and hashes otherwise; the rest is the same. Three float64 per text, null for a text without words:
+with counts c of a bucket, N of all features and B buckets, so that a bucket that one of the two never showed is weighed by how much was read. The authors' code splits words with NLTK,
+adds 1e-8 to probabilities and hashes otherwise; the rest is the same. Three float64 per text, null for a text without words:
 
 | value       | meaning                                                                                                                  |
 |-------------|--------------------------------------------------------------------------------------------------------------------------|

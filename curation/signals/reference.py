@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,7 +27,24 @@ class Sample(BaseModel):
     where: str | None = Field(default=None, description="a rule over what reading gave and row signals added before")
 
 
+class Columns(NamedTuple):
+    """What a reference of records is read for instead of texts: a file has one of the columns `needed`, and all of `names` that it has are read."""
+
+    needed: list[str]
+    names: list[str]
+
+
 Reference = str | Sample  # a text is a file pattern, read as the files of a source are
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder with a model, or the name of one on the Hugging Face hub; `files` are the patterns of those that decide its values. It is used where it lies. `check` raises a
+    UserError where the recipe does not fit it."""
+
+    path: str
+    files: tuple[str, ...]
+    check: Callable[[Path], None]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """A topic for every text: a fastText classifier over topics that the recipe names, each with files or a sample of a source as examples.
 
-Trained and scored as `fasttext` is (`fasttext_training`, `fasttext_table`): a tenth of each topic's texts held out, AUC, accuracy and calibration in `metrics.json`. Several labels
-share one model, so telling a text's topic costs the same whether there are two of them or fifty.
+Trained and scored as `fasttext` is (`fasttext_training`, `fasttext_table`): a tenth of each topic's texts held out, AUC, accuracy and calibration in `metrics.json`. All topics share one model and one pass over a text.
 
 | value         | meaning                                                                                          |
 |---------------|--------------------------------------------------------------------------------------------------|

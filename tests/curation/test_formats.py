@@ -86,8 +86,7 @@ def test_records_of_a_block_read_at_once_are_those_of_its_lines_read_one_by_one(
 ) -> None:
     fields = Fields("text", "id", {"id": "float64", "n": "string"})
     path = tmp_path_factory.mktemp("lines") / "a"
-    content = BOM * mark + b"\n".join(lines)
-    path.write_bytes(content)
+    path.write_bytes(BOM * mark + b"\n".join([b"{}", *lines]))  # a first line, since NULs and line ends in turn would be UTF-16
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streams, "BLOCK", 1 << 20)
@@ -530,6 +529,7 @@ def test_clean_control_characters_removes_exactly_those_of_category_cc_but_three
     assert kept == "".join(c for c in everything if unicodedata.category(c) != "Cc" or c in "\t\n\r")
 
 
+@settings(deadline=None)  # the first example compiles a kernel
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_clean_steps_once_or_twice_give_the_same(text: str) -> None:
     for name, step in CLEAN.items():
@@ -548,9 +548,9 @@ def test_clean_nfc_and_line_endings_do_what_they_say() -> None:
     [
         ("write to jane.doe+list@mail.example.co.uk, please", "write to [EMAIL], please"),
         ("<a@b.org>;c_d@e-f.com.", "<[EMAIL]>;[EMAIL]."),
-        ("邮箱a@b.cn。", "邮箱a@b.cn。"),  # no boundary that could be told
+        ("邮箱a@b.cn。", "邮箱[EMAIL]。"),
         ("邮箱：a@b.cn", "邮箱：[EMAIL]"),
-        ("from 8.8.8.8 to 93.184.216.34:80", "from [IP] to [IP]:80"),
+        ("from 130.60.24.7 to 93.184.216.34:80", "from [IP] to [IP]:80"),
         ("call +49 30 1234567, +1 (212) 555-0123 or (212) 555-0123; 212-555-0123", "call [PHONE], [PHONE] or [PHONE]; [PHONE]"),
         ("+442071838750", "[PHONE]"),
     ],
@@ -573,6 +573,7 @@ def test_clean_mask_pii_leaves_code_numbers_and_private_addresses(text: str) -> 
     assert CLEAN["mask_pii"](text) == text
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(st.sampled_from("aé\u0301中@.+- (0123456789\r\n\t\x00\x85\x7f"), max_size=30), max_size=6))
 def test_clean_all_of_many_texts_is_cleaned_of_each(texts: list[str]) -> None:
     for steps in (tuple(CLEAN), tuple(reversed(CLEAN))):

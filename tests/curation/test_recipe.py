@@ -72,7 +72,7 @@ STAGE = {"name": "adapt", "tokens": 9000, "weights": {"domain": 1}}
         ({"steps": [{}]}, ["steps[0]: a step is one of add, keep, top; found none of them"]),
         ({"steps": [{"keep": "1 = 1", "top": {"by": "bytes", "order": "ascending", "share": 1}}]}, ["steps[0]: a step is one of add, keep, top; found keep and top"]),
         ({"steps": [{"kepe": "1 = 1"}]}, ["steps[0].kepe: unknown key 'kepe'; accepted here: add, keep, top"]),
-        ({"steps": [{"add": {"q": {"kind": "fastext"}}}]}, ["steps[0].add.q.kind: found 'fastext'; accepted: exact, fasttext, heuristics, importance, listed, minhash, ngram, repeated_paragraphs, repeated_spans, topic"]),
+        ({"steps": [{"add": {"q": {"kind": "fastext"}}}]}, ["steps[0].add.q.kind: found 'fastext'; accepted: causal_lm, contamination, exact, fasttext, heuristics, importance, language, listed, minhash, ngram, privacy, repeated_paragraphs, repeated_spans, topic"]),
         ({"steps": [{"add": {"q": {"kind": "minhash", "threshhold": 0.8}}}]}, ["steps[0].add.q.threshhold: unknown key", "threshold"]),
         ({"steps": [{"add": {"q": {"kind": "minhash", "threshold": 1.5}}}]}, ["steps[0].add.q.threshold: found 1.5"]),
         ({"steps": [{"add": {"q": {"kind": "exact", "by": "words"}}}]}, ["steps[0].add.q.by: found 'words'", "normalized"]),

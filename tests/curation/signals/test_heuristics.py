@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
+import polars as pl
 import pyarrow as pa
 import pytest
 import regex
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curation.rules import parse
 from curation.signals import SIGNALS
 from curation.signals.fineweb import SENTENCE_TERMINAL
 from curation.signals.heuristics import COLUMNS, HeuristicsConfig
@@ -353,3 +357,29 @@ def test_statistic_of_a_planted_text_is_its_known_value(of: str, text: str, colu
 @pytest.mark.parametrize("of", SETS)
 def test_type_of_the_values_is_the_declared_one(of: str) -> None:
     assert SIGNALS["heuristics"].compute(config(of), pa.array([], pa.large_string()), None).type == SIGNALS["heuristics"].fields(config(of))
+
+
+PAGE = Path(__file__).parents[3] / "docs/concepts/signals.md"
+STORY = (
+    "The river had been low all summer, and the boats stayed where they were. Anna walked along the bank with her brother every evening. "
+    "They talked about the harvest, about their mother, and of the letters that did not come. Would he have written if he could? "
+    "She thought so. In the village people said that the war would be over soon, but nobody knew. It rained at last in September."
+)
+
+
+@pytest.mark.parametrize(
+    "block", re.findall(r"```yaml\n(# .*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL), ids=lambda block: block.split(" (")[0]
+)
+def test_published_rules_of_the_page_keep_a_story_and_drop_junk(block: str) -> None:
+    add, *keeps = yaml.safe_load(block)
+    ((name, values),) = add["add"].items()
+    signal = SIGNALS["heuristics"]
+    texts = [STORY, "{buy} " * 400, "- now\n" * 200]
+    computed = signal.compute(signal.config.model_validate(values), pa.array(texts, pa.large_string()), None)
+
+    passed = [[True] * len(texts)]
+    for step in keeps:
+        rule = parse(step["keep"], "keep", pa.schema([(name, computed.type)]))
+        passed.append(rule.decide(pl.DataFrame({name: pl.Series(computed)}))[0].tolist())
+
+    assert [all(kept) for kept in zip(*passed, strict=True)] == [True, False, False]
