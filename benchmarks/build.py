@@ -45,7 +45,7 @@ steps:
   - add: {{duplicate_of: {{kind: minhash, threshold: 0.8}}}}
   - keep: duplicate_of IS NULL
   - add: {{tongue: {{kind: language}}}}
-  - keep: tongue.language = 'en'
+  - keep: tongue.code = 'en'
   - add: {{repetition: {{kind: heuristics, set: gopher_repetition}}}}
   - keep: repetition.duplicate_lines <= 0.3 AND repetition.top_2_gram <= 0.2 AND repetition.duplicate_5_grams <= 0.15 AND repetition.duplicate_10_grams <= 0.1
   - add: {{c4: {{kind: heuristics, set: c4}}}}
@@ -59,7 +59,7 @@ steps:
   - keep: quality >= {quality}
   - add: {{perplexity: {{kind: ngram, reference: "references/positive.jsonl"}}}}
   - add: {{contaminated: {{kind: contamination, against: "{evals}"}}}}
-  - keep: contaminated.share IS NULL OR contaminated.share < 0.5
+  - keep: contaminated.share IS NULL OR contaminated.share < 0.3
 holdout: {{documents: 200}}
 mixture:
   sequence_length: 4096
