@@ -23,7 +23,8 @@ from curation.corpus import Corpus, Positions, Shard, chunkless, contents, read_
 from curation.engine import Engine
 from curation.live import MEMBER
 from curation.ranking import lots
-from curation.steps import ALIVE, Add, Keep, State, Step, Top, fate_of, frame, numbers, signal_values, start
+from curation.step import Add, Keep, Step, Top, fate_of
+from curation.steps import ALIVE, State, frame, numbers, signal_values, start
 from curation.tokenized import TokenIds, tokenize
 from mixing.draws import Documents
 from mixing.manifest import NO_COMPONENT, Holdout, canonical_json

@@ -21,7 +21,8 @@ from curation.live import normalized_key, signature_key
 from curation.memory import DOCUMENT
 from curation.models import Ground
 from curation.recipe import Recipe, Resolved, resolve_recipe
-from curation.steps import Decided, State, Step, decide
+from curation.step import Step
+from curation.steps import Decided, State, decide
 from curation.tokenized import token_key
 from curation.tokens import Encoder
 from curation.work import Digests, Work, write_json

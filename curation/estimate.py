@@ -24,9 +24,10 @@ from curation.formats import FORMATS, streams
 from curation.formats.records import Record, in_chunks, records_of
 from curation.memory import DOCUMENT, LEAST_RANGE, RANGE_TIMES
 from curation.recipe import Recipe, Resolved, resolve_recipe
+from curation.rules import rule_schema
 from curation.selection import select
 from curation.sources import Source
-from curation.steps import Add, rule_schema
+from curation.step import Add
 from curation.tokens import Encoder
 from curation.work import Digests, Work
 from mixing.plan import Mixture, stage_quotas

@@ -31,9 +31,10 @@ from curation.live import DEDUP, NEAR_VERSION
 from curation.models import Referenced, resolve_references, spelled_config
 from curation.ranking import TopConfig
 from curation.remote import Remote, on_disk
+from curation.rules import rule_schema
 from curation.signals import SIGNALS
 from curation.sources import ARROW_TYPES, SHARD_VERSION, Source, SourceConfig, resolve
-from curation.steps import Add, Keep, Step, Top, rule_schema
+from curation.step import Add, Keep, Step, Top
 from curation.tokens import ResolvedTokenizer, TokenizerConfig
 from curation.tokens import resolve as resolve_tokenizer
 from curation.work import Digests, key_of

@@ -69,6 +69,18 @@ class Rule(NamedTuple):
         return values.fill_null(False).to_numpy(), missing
 
 
+def rule_schema(columns: dict[str, pa.DataType], signals: dict[str, pa.DataType]) -> pa.Schema:
+    """Everything a rule may look at: what reading gave, the carried columns, and the signals added before it."""
+    base = {
+        "source": pa.large_string(),
+        "origin": pa.large_string(),
+        "key": pa.large_string(),
+        "content": pa.large_string(),
+        "bytes": pa.uint64(),
+    }
+    return pa.schema(list((base | columns | signals).items()))
+
+
 def parse(text: str, where: str, schema: pa.Schema, wanted: pl.DataType = RULE) -> Rule:
     """`text` as a rule over the columns of `schema`, or as another expression of the type `wanted`; a UserError says what it may be."""
     if re.search(_CLOCK, text, re.IGNORECASE):

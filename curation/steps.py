@@ -19,82 +19,27 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
-from pydantic import BaseModel
 
 from curation import rules
 from curation.corpus import Corpus, Mask, Positions, Shard, contents, fill_sidecar, identities, read_sidecar, sidecar_path
 from curation.dedup.exact import ExactConfig
-from curation.dedup.index import Index
 from curation.dedup.minhash import MinhashConfig
-from curation.dedup.repeats import REPEATS, RepeatsConfig
+from curation.dedup.repeats import RepeatsConfig
 from curation.engine import Engine
 from curation.holdout import holdout_of
-from curation.live import DEDUP, SHOWN, LiveShard, Priority, find_duplicates, find_repeats, report_of
+from curation.live import DEDUP, LiveShard, Priority, find_duplicates, find_repeats, report_of
 from curation.losses import ALIVE as ALIVE
 from curation.losses import Copies, Dropped, Loss, Removal, gone, guard, losses, survivors_of, told, within
-from curation.models import Ground, Model, Passing, Referenced, require, spelled_config, train
-from curation.ranking import Cut, Ranked, TopConfig, find_cut, lots, order_key
+from curation.models import Ground, Model, Passing, require, spelled_config, train
+from curation.ranking import Ranked, find_cut, lots, order_key
 from curation.signals import SIGNALS
+from curation.step import Add, Keep, Step, Top, fate_of
 from curation.tokenized import tokenize
 from curation.tokens import ResolvedTokenizer
 from curation.work import Work, key_of
-from mixing.manifest import canonical_json
 
 GIVEN_UP = "that might be alike were not compared, because more than 10,000 documents that stay share one rare shingle; some near-duplicates among them may have stayed"
 Fates = npt.NDArray[np.uint16]
-
-
-@dataclass(frozen=True)
-class Add:
-    """`add: {name: {kind: …}}`, with the references of its model found."""
-
-    index: int
-    name: str
-    kind: str
-    config: BaseModel
-    references: list[Referenced] = field(default_factory=list)
-
-    @property
-    def type(self) -> pa.DataType:
-        """What the pool shows: for duplicates, the survivor's row, or where it may lie in an index, SHOWN; a share for repeated text."""
-        if self.kind in DEDUP:
-            return SHOWN if self.references else pa.uint64()
-        return pa.float64() if self.kind in REPEATS else SIGNALS[self.kind].fields(self.config)
-
-    def compared_with(self) -> Index | None:
-        """The index in which duplicates are looked for besides the corpus."""
-        root = self.references[0].root if self.kind in DEDUP and self.references else None
-        return Index.open(root) if isinstance(root, Path) else None
-
-
-@dataclass(frozen=True)
-class Keep:
-    """`keep: rule`."""
-
-    index: int
-    rule: str
-
-
-@dataclass(frozen=True)
-class Top:
-    """`top: {…}`; `cut` is set once the whole corpus has been ranked. `seed` is that of a random order."""
-
-    index: int
-    config: TopConfig
-    seed: int = 0
-    cut: Cut | None = None
-
-    @property
-    def rule(self) -> str:
-        return f"top: {canonical_json(self.config.model_dump(exclude_none=True))}"
-
-
-Step = Add | Keep | Top
-
-
-def fate_of(index: int, *, no_value: bool = False) -> int:
-    """The fate of a document that step `index` (from 1; the hold-out is 0) drops; a rule without a value is told apart."""
-    return 2 * index + no_value
 
 
 class Placed(NamedTuple):
@@ -122,7 +67,7 @@ class State:
 
     def schema(self) -> pa.Schema:
         """The columns a rule may look at now."""
-        return rule_schema(self.columns, {name: placed.type for name, placed in self.signals.items()})
+        return rules.rule_schema(self.columns, {name: placed.type for name, placed in self.signals.items()})
 
     def fates(self, shard: Shard) -> Path:
         return self.scratch / f"{shard.name}.fates.npy"
@@ -136,18 +81,6 @@ class State:
 
     def mask(self, shard: Shard) -> Path:
         return self.scratch / f"{shard.name}.live.npy"
-
-
-def rule_schema(columns: dict[str, pa.DataType], signals: dict[str, pa.DataType]) -> pa.Schema:
-    """Everything a rule may look at: what reading gave, the carried columns, and the signals added before it."""
-    base = {
-        "source": pa.large_string(),
-        "origin": pa.large_string(),
-        "key": pa.large_string(),
-        "content": pa.large_string(),
-        "bytes": pa.uint64(),
-    }
-    return pa.schema(list((base | columns | signals).items()))
 
 
 def frame(shard: Shard, names: list[str], positions: Positions, state: State) -> pl.DataFrame:

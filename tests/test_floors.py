@@ -119,6 +119,7 @@ ORDER = {
         "models",
         "tokenized",
         "losses",
+        "step",
         "steps",
         "recipe",
         "assemble",

@@ -360,6 +360,7 @@ def identity(config: Config) -> dict[str, Any]:
     """What decides the result of a resolved configuration. The micro-batch, like the number of processes, only decides how sums are rounded."""
     decisive = config.model_dump(mode="json", exclude=HOW_ONLY)
     del decisive["model"]["path"]  # a folder that moved is the same model; the architecture and the weights are in the run
+    del decisive["guard"]["patience"]  # when to give up, not what to do
     if decisive["origin"]:
         del decisive["origin"]["checkpoint"]
     return decisive

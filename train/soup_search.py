@@ -65,20 +65,25 @@ def search(
                 row._replace(group="guard") if row.metric in guards else row for row in evaluate.measurements(results, asked.guards, blank)
             ]
             values[weights] = {result.metric: result.value for result in results if result.component is None}
-    first = tuple(float(number == 0) for number in range(len(parts)))
-    # among equals the soup that stays nearest to the first model
-    best = goal.best((Candidate("", (-weights[0],), one) for weights, one in values.items()), values[first], target, guards)
-    chosen = next((weights for weights, one in values.items() if best is not None and one is best.values), None)
-    if chosen is None:
-        raise UserError(
-            f"no soup keeps {', '.join(f'{metric} within {tolerance:g}' for metric, tolerance in guards.items())} of "
-            f"{parts[0].folder}; give more tolerance"
-        )
+    chosen = choose(values, target, guards)
     soup.write(parts, chosen, folder)
     found_soups = Found(list(named), values, chosen)
     append(folder / "measurements.jsonl", rows)
     record(folder, found_soups, named, target, guards)
     return found_soups
+
+
+def choose(values: Mapping[tuple[float, ...], dict[str, float]], target: str, guards: Mapping[str, float]) -> tuple[float, ...]:
+    """The weights of the best soup; among equals the one nearest to the first model."""
+    first = next(weights for weights in values if weights[0] == 1)
+    best = goal.best((Candidate("", (-weights[0],), one) for weights, one in values.items()), values[first], target, guards)
+    for weights, one in values.items():
+        if best is not None and one is best.values:
+            return weights
+    tolerances = ", ".join(f"{metric} within {tolerance:g}" for metric, tolerance in guards.items())
+    raise UserError(
+        f"no soup with a finite {target} keeps {tolerances or 'its guards'} of the first model; give more tolerance, or other models"
+    )
 
 
 def record(folder: Path, found: Found, named: Mapping[str, Path], target: str, guards: Mapping[str, float]) -> None:

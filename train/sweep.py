@@ -281,15 +281,18 @@ def refuse_other_sweep(sweep: Sweep, folder: Path, world: World) -> None:
 
 
 def lines_of(sweep: Sweep, cell: Cell, folder: Path) -> Iterator[Measurement]:
-    """What a finished cell measured before training and at its end, under its data set's name and peak rate, the target under its own name too."""
+    """What a finished cell measured before training and at its end, under its data set's name and peak rate; the target under its own name too,
+    without a value if the cell breaks a guard, so that a recipe's durations keep the guards."""
     rows = goal.measured(folder / "cells" / cell.name / "measurements.jsonl")
+    before, after = goal.at(rows, 0), goal.at(rows, cell.tokens)
+    kept = goal.holds(Candidate(cell.name, (), after), before, sweep.guards)
     for row in rows:
         if row.tokens in (0, cell.tokens) and row.component is None:
             group = "guard" if row.metric in sweep.guards else row.group
             here = row._replace(run=cell.name, component=cell.lane.name, learning_rate=cell.lane.rate, group=group)
             yield here
             if row.metric == sweep.target_of(cell.lane.name):
-                yield here._replace(metric=TARGET)
+                yield here._replace(metric=TARGET, value=row.value if kept or not row.tokens else None)
 
 
 def record(sweep: Sweep, folder: Path) -> None:

@@ -164,7 +164,7 @@ def _index(grams: Grams, keep: npt.NDArray[np.bool_], whole: Hashes, sizes: Indi
     owners = grams.owners[np.repeat(keep, counts)]
     keys = grams.keys[keep]
     lines = lines[np.argsort(whole[lines], kind="stable")]
-    slots = 1 << max(6, int(_BITS_PER_KEY * len(keys)).bit_length())
+    slots = 1 << max(7, int(_BITS_PER_KEY * len(keys)).bit_length())  # two words at least: a hash shifted by 64 is itself
     bits = np.zeros(slots >> 6, np.uint64)
     _set_bits(keys, bits)
     buckets = 1 << max(4, len(keys).bit_length())

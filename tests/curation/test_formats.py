@@ -86,8 +86,7 @@ def test_records_of_a_block_read_at_once_are_those_of_its_lines_read_one_by_one(
 ) -> None:
     fields = Fields("text", "id", {"id": "float64", "n": "string"})
     path = tmp_path_factory.mktemp("lines") / "a"
-    content = BOM * mark + b"\n".join(lines)
-    path.write_bytes(content)
+    path.write_bytes(BOM * mark + b"\n".join([b"{}", *lines]))  # a first line, since NULs and line ends in turn would be UTF-16
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streams, "BLOCK", 1 << 20)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mixing import UserError
 from mixing.measurements import read
 from train.__main__ import main
 from train.soup import blended, chord, ingredients, simplex, write
+from train.soup_search import choose
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
 
@@ -144,6 +146,14 @@ def test_grid_measures_every_soup_and_writes_the_best_that_keeps_the_guard(tmp_p
     best = {tuple(one["weights"]): one["values"] for one in kept["soups"]}[tuple(kept["best"])]
     base = by_weights[1.0, 0.0]
     assert best["loss/prose"] <= base["loss/prose"]
+
+
+def test_grid_in_which_no_soup_keeps_the_guards_is_refused() -> None:
+    values = {(1.0, 0.0): {"loss/t": math.nan, "loss/g": 4.0}, (0.0, 1.0): {"loss/t": 3.0, "loss/g": 4.5}}
+
+    assert choose(values, "loss/t", {"loss/g": 0.5}) == (0.0, 1.0)
+    with pytest.raises(UserError, match=r"no soup with a finite loss/t keeps loss/g within 0\.1 of the first model"):
+        choose(values, "loss/t", {"loss/g": 0.1})
 
 
 @pytest.mark.parametrize(

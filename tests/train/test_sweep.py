@@ -16,11 +16,11 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from mixing import UserError
-from mixing.measurements import read
+from mixing.measurements import Measurement, append, read
 from mixing.strategies.measured import OptimalDurations, Row, learn_durations
 from train import loop
 from train.__main__ import main
-from train.sweep import Sweep, cells, choice, lanes, run_sweep
+from train.sweep import Sweep, cells, choice, lanes, lines_of, run_sweep
 
 MODEL = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 DURATIONS = [2000, 4000, 8000]
@@ -110,6 +110,25 @@ def test_measurements_are_what_optimal_durations_reads(swept: Path) -> None:
     assert learned.durations["small"] == pytest.approx(best["duration"], rel=0.1)
     assert learned.censored == ["small"]
     assert {row["group"] for row in rows.to_pylist() if row["metric"].endswith("/prose")} == {"guard"}
+
+
+def test_target_of_a_cell_that_breaks_a_guard_has_no_value(written: dict[str, Any], tmp_path: Path) -> None:
+    sweep = Sweep(**(written | {"guards": {"loss/prose": 0.1}}))
+    kept, broken = cells(sweep, lanes(sweep)[0])[:2]
+    for cell, prose in ((kept, 4.05), (broken, 4.2)):
+        (tmp_path / "cells" / cell.name).mkdir(parents=True)
+        blank = Measurement("run", "digest", None, "", "target", 0, None, None, 17, None, None)
+        values = {0: {"loss/code": 5.0, "loss/prose": 4.0}, cell.tokens: {"loss/code": 3.0, "loss/prose": prose}}
+        rows = [blank._replace(metric=name, tokens=tokens, value=value) for tokens, one in values.items() for name, value in one.items()]
+        append(tmp_path / "cells" / cell.name / "measurements.jsonl", rows)
+
+    found = {cell.name: [line for line in lines_of(sweep, cell, tmp_path) if line.metric == "target"] for cell in (kept, broken)}
+
+    assert [line.value for line in found[kept.name]] == [5.0, 3.0]
+    assert [line.value for line in found[broken.name]] == [5.0, None]
+    guards = [line for line in lines_of(sweep, kept, tmp_path) if line.group == "guard"]
+    assert {line.metric for line in guards} == {"loss/prose"}
+    assert {(line.run, line.component, line.learning_rate) for line in guards} == {(kept.name, "small", 1e-3)}
 
 
 def test_what_a_cell_does_may_not_change_in_a_folder(swept: Path, place: Path, written: dict[str, Any]) -> None:

@@ -89,11 +89,23 @@ def test_config_digest_changes_with_what_decides_the_result_only(settings: dict[
     def digest(**changed: object) -> str:
         return config_digest(resolved(validated(Config, settings | changed), manifest, "fresh"))
 
-    same = [digest(), digest(micro_batch=2), digest(checkpoint={"keep": 5}), digest(evaluate={"every": 100})]
-    other = [digest(batch=4), digest(seed=1), digest(optimizer={"learning_rate": 0.02}), digest(precision="bf16")]
+    same = [
+        digest(),
+        digest(micro_batch=2),
+        digest(checkpoint={"keep": 5}),
+        digest(evaluate={"every": 100}),
+        digest(guard={"patience": 99}),
+    ]
+    other = [
+        digest(batch=4),
+        digest(seed=1),
+        digest(optimizer={"learning_rate": 0.02}),
+        digest(precision="bf16"),
+        digest(guard={"sigma": 5}),
+    ]
 
     assert set(same) == {digest()}
-    assert len({digest(), *other}) == 5
+    assert len({digest(), *other}) == 6
 
 
 def test_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
