@@ -162,8 +162,11 @@ def steps(manifest: Manifest, first: int, batch: int, micro_batch: int, rank: in
     with ThreadPoolExecutor(1, "stream") as thread:
         ahead: deque[Future[Step]] = deque()
         for start in range(first, manifest.sequences, batch):
+            ready = (
+                ahead.popleft().result() if len(ahead) == 2 else None
+            )  # taken before the other thread is woken and wants the interpreter
             ahead.append(thread.submit(read, start))
-            if len(ahead) > 2:
-                yield ahead.popleft().result()
+            if ready is not None:
+                yield ready
         while ahead:
             yield ahead.popleft().result()
