@@ -37,6 +37,7 @@ from curation.synthesis.store import Store
 from curation.synthesis.template import Template, defused
 from curation.tokens import Encoder
 from curation.work import Input, sha256_file
+from mixing.manifest import canonical_json
 
 
 class Made(NamedTuple):
@@ -110,12 +111,18 @@ class _Maker:
         self._state, self._seed = state, seed
         self._encoder = Encoder.open(state.tokenizer)
         self._targets = targets(self._config.max_documents, self._config.shares, synthesis.groups)
+        self._opened: dict[str, Store] = {}
         self._stores = [self._store(template, self._config, synthesis.model, opened) for template in synthesis.templates]
         self._judging = None if synthesis.judge is None or self._config.judge is None else (*synthesis.judge, self._config.judge)
         self._judge_store = None if self._judging is None else self._store(self._judging[0], self._judging[2], self._judging[1], opened)
 
     def _store(self, template: Template, generation: Generation, model: Model, opened: ExitStack) -> Store:
-        return opened.enter_context(Store(self._state.work, self._synthesis.about(template, generation, model)))
+        """The one store of these answers: templates that differ in what they show of themselves share it."""
+        about = self._synthesis.about(template, generation, model)
+        key = canonical_json(about)
+        if key not in self._opened:
+            self._opened[key] = opened.enter_context(Store(self._state.work, about))
+        return self._opened[key]
 
     # --- asking
 
