@@ -112,14 +112,7 @@ def _build(recipe: Recipe, folder: Path, target: Path, run: Run, replace: bool, 
         with engine.phase("finish"):
             digest = writer.finish(
                 _header(resolved, corpus, decided, measured, used, planned),
-                _provenance(resolved, encoder.name, run, began)
-                | {
-                    "cleaned": corpus.cleaned,
-                    "duplicates": decided.told,
-                    "models": {name: found for name, (_, model) in decided.models.items() if (found := model.metrics()) is not None},
-                    "compared": {name: one for name, one in decided.reports.items() if one},
-                    "synthesized": synthesized,
-                },
+                _provenance(resolved, encoder.name, run, began) | _counted(corpus, decided, synthesized),
             )
     write_json(work.room("builds") / f"{resolved.key}.json", _record(digest, corpus, decided, work))
     warnings = [
@@ -222,6 +215,17 @@ def _provenance(resolved: Resolved, encoder: str, run: Run, began: float) -> dic
         "build": resolved.key,
         "roots": {source.name: str(source.root) for source in resolved.sources},
         "workers": run.workers,
+    }
+
+
+def _counted(corpus: Corpus, decided: Decided, synthesized: dict[str, Any]) -> dict[str, Any]:
+    """What the build counted besides the manifest's header."""
+    return {
+        "cleaned": corpus.cleaned,
+        "duplicates": decided.told,
+        "models": {name: found for name, (_, model) in decided.models.items() if (found := model.metrics()) is not None},
+        "compared": {name: one for name, one in decided.reports.items() if one},
+        "synthesized": synthesized,
     }
 
 

@@ -6,6 +6,7 @@ libraries are; sampled answers of `transformers` depend on what shares the batch
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from curation.synthesis.asking import Desk, Request
@@ -99,6 +100,8 @@ class Vllm:
     """vLLM's engine, fed as fast as it answers: what is finished leaves at once, and something new takes its place."""
 
     def __init__(self, config: VllmConfig, model: str, revision: str | None) -> None:
+        # Its engine gets a process of its own: this one has threads, and modules (llvmlite) that vLLM's search for Triton kernels on a CPU stumbles over.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         try:
             import vllm
         except ImportError:

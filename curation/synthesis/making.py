@@ -46,6 +46,7 @@ class Made(NamedTuple):
     source: Source
     parents: Path
     told: dict[str, Any]
+    warning: str | None
 
 
 class Planned(NamedTuple):
@@ -75,6 +76,7 @@ class Yield:
     tokens_in: int = 0
     tokens_out: int = 0
     documents: Counter[str] = field(default_factory=Counter)
+    made: Counter[int] = field(default_factory=Counter)
 
     def told(self) -> dict[str, Any]:
         return {
@@ -98,7 +100,7 @@ def synthesize(synthesis: Synthesis, shards: Sequence[Shard], state: State, seed
         maker = _Maker(synthesis, shards, parents, state, seed, opened)
         told = maker.ask(label)
         source, rows, counts = maker.write()
-    return Made(source, rows, {"parents": len(parents), **counts.told(), **told})
+    return Made(source, rows, {"parents": len(parents), **counts.told(), **told}, maker.shortage(counts))
 
 
 class _Maker:
@@ -177,6 +179,7 @@ class _Maker:
     def _documents(self, counts: Yield) -> Iterator[Document]:
         """What the answers make, group by group and up to its target, as the store has them."""
         attempts = attempts_of(self._config)
+        seen: set[str] = set()
         for group, target in enumerate(self._targets):
             name = self._synthesis.templates[group].name
             made = 0
@@ -197,7 +200,12 @@ class _Maker:
                 ):
                     made += 1
                     counts.documents[name] += 1
-                    yield Document(f"{planned.job.key}.{number}", planned, fields)
+                    counts.made[group] += 1
+                    key = f"{planned.job.key}.{number}"
+                    if key in seen:  # parents of one text have one answer, which makes documents of each
+                        key += f".{planned.row}"
+                    seen.add(key)
+                    yield Document(key, planned, fields)
 
     def write(self) -> tuple[Source, Path, Yield]:
         """The documents as a file, and the rows of their parents; the same bytes for the same answers."""
@@ -205,12 +213,8 @@ class _Maker:
         folder = self._state.scratch / "synthesized" / self._synthesis.name
         folder.mkdir(parents=True, exist_ok=True)
         path, counts, rows, questions = folder / f"{self._synthesis.name}.jsonl", Yield(), [], Questions()
-        seen: set[str] = set()
         with path.open("wb") as file:
             for document in self._documents(counts):
-                if document.key in seen:  # two parents of one text have one answer, and are documents of their own
-                    document = document._replace(key=f"{document.key}.{document.planned.row}")
-                seen.add(document.key)
                 rows.append(document.planned.row)
                 file.write(orjson.dumps(self._record(document, wrong, questions)) + b"\n")
         np.save(folder / "parents.npy", np.array(rows, np.uint64))
@@ -219,6 +223,18 @@ class _Maker:
         inputs = [Input(path.name, path.stat().st_size, sha256_file(path))]
         source = Source(self._synthesis.name, config, folder, self._synthesis.name, [path.name], inputs, columns, {path.name: "lines"})
         return source, folder / "parents.npy", counts
+
+    def shortage(self, counts: Yield) -> str | None:
+        """What a person should know of a source that has fewer documents than were asked for, or none."""
+        templates = [template.name for template in self._synthesis.templates]
+        short = [
+            f"{counts.made[group]:,} of {int(target):,} by {templates[group]}"
+            for group, target in enumerate(self._targets)
+            if target < math.inf and counts.made[group] < target
+        ]
+        if not len(self._parents):
+            return f"sources.{self._synthesis.name}: no document was kept for which {self._config.from_!r} holds; nothing was synthesized"
+        return f"sources.{self._synthesis.name}: the parents gave fewer documents than asked: {', '.join(short)}" if short else None
 
     def _record(self, document: Document, wrong: dict[str, str], questions: Questions) -> dict[str, Any]:
         planned, fields = document.planned, dict(document.fields)

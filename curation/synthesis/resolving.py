@@ -112,6 +112,18 @@ def _resolve(
     if config.shares is not None and (set(config.shares) != set(named) or min(config.shares.values()) <= 0 or config.max_documents is None):
         raise UserError(f"{where}.shares: accepted: a positive share for each of {', '.join(named)}, with max_documents")
     templates = [_template(f"{where}.template", one, folder, run) for one in named.values()]
+    _check_templates(where, config, templates)
+    judge = None
+    if config.judge is not None:
+        judge = (
+            _template(f"{where}.judge.template", config.judge.template, folder, run),
+            _model(f"{where}.judge", name, config.judge, folder, run, digests, engine),
+        )
+    model = _model(where, name, config, folder, run, digests, engine)
+    return Synthesis(name, source, config, list(parents), wave, list(named), templates, model, judge)
+
+
+def _check_templates(where: str, config: SynthesizeConfig, templates: list[Template]) -> None:
     for template in templates:
         if "document" not in template.parts:
             raise UserError(f"{where}.template: '{template.name}' has no part 'document', so nothing can be made of its answers")
@@ -121,14 +133,6 @@ def _resolve(
             )
         if config.corrupt and template.front.answer is None:
             raise UserError(f"{where}.corrupt: '{template.name}' names no answer that could be another's")
-    judge = None
-    if config.judge is not None:
-        judge = (
-            _template(f"{where}.judge.template", config.judge.template, folder, run),
-            _model(f"{where}.judge", name, config.judge, folder, run, digests, engine),
-        )
-    model = _model(where, name, config, folder, run, digests, engine)
-    return Synthesis(name, source, config, list(parents), wave, list(named), templates, model, judge)
 
 
 def _template(where: str, name: str, folder: Path, run: Run) -> Template:

@@ -36,6 +36,7 @@ def synthesize_waves(resolved: Resolved, ground: Ground, decided: Decided, engin
             drop_resembling(ground.holdout, resolved.recipe.holdout.similarity, ground.corpus, later.shards, ground.work, engine)
         state = replace(decided.state, parents=decided.state.parents | {one.source.name: one.parents for one in made})
         decided = _together(decided, decide(resolved.steps, ground, state, engine, Wave(later, corpus.shards, decided)))
+        decided.warnings |= {f"{one.source.name}.synthesize": one.warning for one in made if one.warning}
         corpus = corpus.joined(later)
     return corpus, decided, told
 

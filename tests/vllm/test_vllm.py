@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -23,7 +24,8 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM lives in an environment of its own: make test-vllm")
 
-from recipes import json_lines, pool_of, text_of, write_file, write_recipe
+from recipes import json_lines, pool_of, write_file, write_recipe
+from tiny_model import passage
 
 DOCUMENTS = 60
 IN_FLIGHT = 8
@@ -33,9 +35,15 @@ ENVIRONMENT = os.environ | {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "PYTHONPATH": str(Path(__file__).parents[2]),
 }
+BARE = """---
+extends: qa
+example: {passage: Words., answer: {pairs: [{question: "Words?", answer: Words.}]}}
+---
+=== prompt
+{{ passage }}
+"""
 pytestmark = pytest.mark.timeout(1500)
 
 
@@ -98,8 +106,17 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 def written(folder: Path, model: str, backend: dict[str, Any], **changes: Any) -> list[str]:
     """A corpus and a recipe with one synthesized source; the command that builds it."""
-    write_file(folder / "pages.jsonl", json_lines({"text": text_of(number, 30)} for number in range(DOCUMENTS)))
-    made = {"from": "source = 'pages'", "template": "qa", "model": model, "backend": backend, "temperature": 0, "max_tokens": 96, **changes}
+    write_file(folder / "pages.jsonl", json_lines({"text": f"{passage(random.Random(number))} {number}"} for number in range(DOCUMENTS)))
+    (folder / "bare.md").write_text(BARE)
+    made = {
+        "from": "source = 'pages'",
+        "template": "bare.md",
+        "model": model,
+        "backend": backend,
+        "temperature": 0,
+        "max_tokens": 96,
+        **changes,
+    }
     values = {
         "name": "small",
         "tokenizer": {"path": "tokenizer"},
@@ -107,7 +124,7 @@ def written(folder: Path, model: str, backend: dict[str, Any], **changes: Any) -
         "mixture": {
             "sequence_length": 128,
             "components": {"pages": "source = 'pages'", "qa": "source = 'qa'"},
-            "stages": [{"name": "adapt", "tokens": 1000, "weights": {"pages": 1}}],
+            "stages": [{"name": "adapt", "tokens": 500, "weights": {"pages": 1}}],
         },
     }
     return [sys.executable, "-c", BUILD, "build", str(write_recipe(folder, values)), "-o", str(folder / "out"), "--workers", "1"]
@@ -140,6 +157,7 @@ def test_in_process_and_behind_its_server_vllm_makes_equal_documents_at_temperat
     assert here_told["parsed"] > DOCUMENTS / 2  # guided: what is left is cut at max_tokens
     assert set(here_told["rejected"]) <= {"cut at max_tokens"}
     assert documents(tmp_path / "here") == documents(tmp_path / "there")
+    assert len(set(documents(tmp_path / "here").values())) > 5
     assert {name: count for name, count in here_told.items() if name != "sent"} == {
         name: count for name, count in there_told.items() if name != "sent"
     }

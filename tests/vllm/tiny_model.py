@@ -1,6 +1,6 @@
 """A language model of half a million parameters, made and trained on the spot to answer with question-answer pairs: `python tiny_model.py FOLDER`.
 
-It learns to write, after a chat that holds a passage, a JSON object whose strings are words of a small vocabulary; about a minute on one core. A chat template that it was trained with stands in its
+It learns to write, after a word that is repeated, a JSON object with a question and an answer about it; about a minute on one core. A chat template that it was trained with stands in its
 tokenizer.
 """
 
@@ -15,7 +15,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-CHAT = "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'][-200:] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+CHAT = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 WORDS = [
     "river",
     "sea",
@@ -38,16 +41,19 @@ WORDS = [
     "wide",
     "near",
 ]
-CONTEXT, STEPS, BATCH = 512, 150, 8
+CONTEXT, STEPS, BATCH = 512, 300, 16
 
 
-def answer(draw: random.Random) -> str:
-    """Pairs as the template asks for them, with words for sentences."""
-    pairs = [
-        {"question": " ".join(draw.choices(WORDS, k=5)) + "?", "answer": " ".join(draw.choices(WORDS, k=7)) + "."}
-        for _ in range(draw.randint(1, 2))
-    ]
-    return json.dumps({"pairs": pairs})
+def passage(draw: random.Random) -> str:
+    """One word some times."""
+    return " ".join([draw.choice(WORDS)] * draw.randint(4, 12))
+
+
+def exchange(draw: random.Random) -> tuple[str, str]:
+    """A passage, and a question-answer pair about its word."""
+    text = passage(draw)
+    word = text.split()[0]
+    return text, json.dumps({"pairs": [{"question": f"{word} {word}?", "answer": f"the {word}."}]})
 
 
 def made_tokenizer(draw: random.Random) -> PreTrainedTokenizerFast:
@@ -58,7 +64,7 @@ def made_tokenizer(draw: random.Random) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=1024, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator([answer(draw) for _ in range(500)], trainer)
+    tokenizer.train_from_iterator([" ".join(exchange(draw)) for _ in range(500)], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>", chat_template=CHAT)
 
 
@@ -68,16 +74,14 @@ def train(folder: Path) -> float:
     draw = random.Random(0)
     tokenizer = made_tokenizer(draw)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
         max_position_embeddings=CONTEXT, eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=True,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     loss = torch.tensor(0.0)
     for step in range(STEPS):
-        texts = [
-            " ".join(draw.choices(WORDS, k=draw.randint(2, 40))) + "<|end|><|assistant|>" + answer(draw) + "<|end|>" for _ in range(BATCH)
-        ]
+        texts = ["<|user|>{}<|end|><|assistant|>{}<|end|>".format(*exchange(draw)) for _ in range(BATCH)]
         batch = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
@@ -88,7 +92,7 @@ def train(folder: Path) -> float:
         optimizer.step()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return float(loss)
+    return loss.item()
 
 
 if __name__ == "__main__":

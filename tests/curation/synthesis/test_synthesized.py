@@ -156,7 +156,7 @@ def test_documents_like_held_out_ones_copies_and_ungrounded_ones_are_dropped_for
         "---\nextends: qa\n---\n=== document\n{{ question }}\n"  # the text alone, so that it equals what it recites
     )
     with Answering(reciting).running() as answering:
-        made = built(corpus, with_qa(answering.url, template=str(template), per_document=1), tmp_path / "out")
+        made = built(corpus, with_qa(answering.url, template=str(template), per_document=1, model="parrot"), tmp_path / "out")
 
     rows = [row for row in pool_of(made.folder) if row["source"] == "qa"]
     dropped = Counter(row["reason"] for row in rows if row["decision"] == "dropped")
@@ -174,7 +174,9 @@ def test_a_document_of_higher_priority_takes_no_place_that_was_decided_before(co
     template = tmp_path / "bare.md"
     template.write_text("---\nextends: qa\n---\n=== document\n{{ question }}\n")
     with Answering(lambda number, _: said if number < 3 else None).running() as answering:
-        made = built(corpus, with_qa(answering.url, template=str(template), per_document=1, steps=steps), tmp_path / "out")
+        made = built(
+            corpus, with_qa(answering.url, template=str(template), per_document=1, steps=steps, model="reciting"), tmp_path / "out"
+        )
 
     rows = pool_of(made.folder)
     assert rows[kept["row"]]["decision"] == "kept"
@@ -279,9 +281,26 @@ def test_source_made_from_a_synthesized_one_is_a_wave_of_its_own_and_self_replay
     assert any(body["prompt"].count(" ") == 7 for body in answering.bodies if "prompt" in body)
 
 
-def test_corruption_swaps_exactly_its_share_of_answers(corpus: Path, case: Case, tmp_path: Path) -> None:
-    made = built(corpus, with_qa("http://127.0.0.1:9/v1", corrupt=0.3, steps=[]), tmp_path / "out")
-    clean = built(corpus, with_qa("http://127.0.0.1:9/v1", steps=[]), tmp_path / "clean")
+def test_source_whose_rule_finds_no_parents_is_empty_and_says_so(corpus: Path, tmp_path: Path) -> None:
+    values = with_qa("http://127.0.0.1:9/v1", **{"from": "bytes > 1000000"}, max_documents=10)
+    values["mixture"]["stages"][0]["weights"] = {"domain": 0.3, "replay": 0.7}
+
+    made = built(corpus, values, tmp_path / "out")
+
+    assert any("no document was kept for which 'bytes > 1000000' holds" in warning for warning in made.warnings)
+    assert [finding for finding in verify(made.folder) if not finding.ok] == []
+
+
+def test_shortage_of_documents_is_said(corpus: Path, case: Case, tmp_path: Path) -> None:
+    made = built(corpus, with_qa("http://127.0.0.1:9/v1", max_documents=100_000), tmp_path / "out")
+
+    assert any("fewer documents than asked:" in warning and "of 100,000 by qa" in warning for warning in made.warnings)
+
+
+def test_corruption_swaps_exactly_its_share_of_answers(corpus: Path, tmp_path: Path) -> None:
+    with Answering().running() as answering:
+        made = built(corpus, with_qa(answering.url, corrupt=0.3, steps=[]), tmp_path / "out")
+        clean = built(corpus, with_qa(answering.url, steps=[]), tmp_path / "clean")
 
     wrong, right = ({row["key"]: row["content"] for row in pool_of(one.folder) if row["source"] == "qa"} for one in (made, clean))
     assert wrong.keys() == right.keys()
