@@ -1,6 +1,6 @@
 """Requests and tokens a second of the server back end, beside vLLM's own benchmark client: the same server, prompts and requests in flight, turn by turn.
 
-    python benchmarks/synthesis.py MODEL_FOLDER [--prompts 512] [--in-flight 64] [--rounds 3] [--max-tokens 64]
+    python benchmarks/synthesis.py MODEL_FOLDER [--prompts 512] [--in-flight 64] [--rounds 3] [--max-tokens 64] [--eager]
 
 Runs in an environment that has vLLM (`make test-vllm` makes one; `tests/vllm/tiny_model.py` makes a model) and starts the server itself, without prefix caching, so that no run profits from the one before.
 Both clients send chats of one message at temperature 0. vLLM's client streams and keeps nothing; ours takes whole answers and has each on disk before it counts. With `--stub` the server is one of
@@ -97,7 +97,7 @@ def theirs(url: str, texts: list[str], in_flight: int, max_tokens: int, folder: 
 
 
 @contextlib.contextmanager
-def vllm_server(model: str) -> Iterator[str]:
+def vllm_server(model: str, eager: bool) -> Iterator[str]:
     port = _free_port()
     options = [
         "--served-model-name",
@@ -123,6 +123,7 @@ def vllm_server(model: str) -> Iterator[str]:
         "float32",
         "--disable-log-stats",
     ]
+    command += ["--enforce-eager"] * eager
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment) as server:
         try:
@@ -188,11 +189,12 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--eager", action="store_true", help="start vLLM without compiling")
     given = parser.parse_args()
     if given.stub == bool(given.model):
         parser.error("give a model's folder, or --stub")
     ratios = []
-    with stub_server() if given.stub else vllm_server(given.model) as url, tempfile.TemporaryDirectory() as room:
+    with stub_server() if given.stub else vllm_server(given.model, given.eager) as url, tempfile.TemporaryDirectory() as room:
         for number in range(given.rounds + (not given.stub)):  # the first round warms the server up
             folder = Path(room) / str(number)
             folder.mkdir()

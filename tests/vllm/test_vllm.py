@@ -37,13 +37,22 @@ ENVIRONMENT = os.environ | {
     "DO_NOT_TRACK": "1",
     "PYTHONPATH": str(Path(__file__).parents[2]),
 }
-BARE = """---
-extends: qa
-example: {passage: Words., answer: {pairs: [{question: "Words?", answer: Words.}]}}
----
-=== prompt
-{{ passage }}
-"""
+TEXT = {"type": "string", "minLength": 1, "maxLength": 40}
+PAIR = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["question", "answer"],
+    "properties": {"question": TEXT, "answer": TEXT},
+}
+PAIRS = {"type": "array", "minItems": 1, "maxItems": 1, "items": PAIR}
+SCHEMA = {"type": "object", "additionalProperties": False, "required": ["pairs"], "properties": {"pairs": PAIRS}}
+FRONT = {
+    "schema": SCHEMA,
+    "each": "pairs",
+    "answer": "answer",
+    "example": {"passage": "A.", "answer": {"pairs": [{"question": "A?", "answer": "A."}]}},
+}
+BARE = f"---\n{json.dumps(FRONT)}\n---\n=== prompt\n{{{{ passage }}}}\n=== document\n{{{{ question }}}} {{{{ answer }}}}\n"
 pytestmark = pytest.mark.timeout(1500)
 
 
@@ -114,7 +123,7 @@ def written(folder: Path, model: str, backend: dict[str, Any], **changes: Any) -
         "model": model,
         "backend": backend,
         "temperature": 0,
-        "max_tokens": 96,
+        "max_tokens": 160,
         **changes,
     }
     values = {
