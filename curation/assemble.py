@@ -236,7 +236,7 @@ class Reasons:
         for name in names:
             if name in state.signals and (state.signals[name].survivors or state.signals[name].evidence):
                 placed = state.signals[name]
-                told = _survivors(shard, placed.key, positions, state) if placed.survivors else _parts(values[name], placed.evidence)
+                told = _survivors(shard, placed.of(shard), positions, state) if placed.survivors else _parts(values[name], placed.evidence)
                 evidence = [one or value for one, value in zip(told, evidence, strict=True)]
         return evidence
 
@@ -296,7 +296,7 @@ def pool_part(shard: Shard, reasons: Reasons, state: State) -> tuple[int, int]:
         "key": chunkless(table["key"]),
         "content": [content.hex() for content in table["content"].to_pylist()],
         "bytes": chunkless(table["bytes"]),
-        "parents": None,
+        "parents": _parents(shard, state),
         "decision": np.select([held, fates == ALIVE], ["held_out", "kept"], "dropped"),
         "reason": reason,
         "evidence": evidence,
@@ -316,6 +316,15 @@ def pool_part(shard: Shard, reasons: Reasons, state: State) -> tuple[int, int]:
         writer.write_table(whole)
     rows = whole["row"].to_numpy()
     return (int(rows[0]), int(rows[-1])) if len(rows) else (0, -1)
+
+
+def _parents(shard: Shard, state: State) -> pa.Array | None:
+    """The row of each synthetic document's parent; None for documents that were read."""
+    path = state.parents.get(shard.source)
+    if path is None:
+        return None
+    rows: npt.NDArray[np.uint64] = np.load(path)[shard.rows() - np.uint64(state.rows[shard.source][0])]
+    return pa.ListArray.from_arrays(pa.array(np.arange(len(rows) + 1, dtype=np.int32)), pa.array(rows))
 
 
 def _quarantined(shard: Shard, schema: pa.Schema) -> pa.Table:

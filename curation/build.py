@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from curation.assemble import Measured, assemble, documents_of, measure
 from curation.corpus import Corpus, read_corpus
 from curation.engine import Engine, Run, is_full
@@ -23,6 +25,7 @@ from curation.models import Ground
 from curation.recipe import Recipe, Resolved, resolve_recipe
 from curation.step import Step
 from curation.steps import Decided, State, decide
+from curation.synthesis.waves import synthesize_waves
 from curation.tokenized import token_key
 from curation.tokens import Encoder
 from curation.work import Digests, Work, write_json
@@ -94,26 +97,22 @@ def _build(recipe: Recipe, folder: Path, target: Path, run: Run, replace: bool, 
     state = State(work, scratch, holdout.key if holdout else None, resolved.tokenizer, resolved.columns)
     ground = Ground(corpus, tuple(recipe.clean), state.holdout, recipe.seed, work)
     decided = decide(resolved.steps, ground, state, engine)
+    corpus, decided, synthesized = synthesize_waves(resolved, ground, decided, engine)
     measured = _by_source(
         corpus, engine.map(measure, [(shard, recipe.mixture, resolved.steps, decided.state) for shard in corpus.shards], "count tokens")
     )
     engine.memory.require("plan", driver=DOCUMENT * sum(one.kept - one.unassigned for one in measured.values()))
     with engine.phase("plan"):
         documents = documents_of(corpus, recipe.mixture, decided.state)
-        planned = plan(recipe.mixture, documents, recipe.seed)
+        made = documents.row >= np.uint64(sum(ground.corpus.read.values())) if resolved.syntheses else None
+        planned = plan(recipe.mixture, documents, recipe.seed, made)
     with ManifestWriter(target, resolved.tokenizer.dtype, replace=replace) as writer:
         writer.tokenizer(resolved.tokenizer.files)
         used = assemble(writer, corpus, decided.state, resolved.steps, planned, documents, engine)
         with engine.phase("finish"):
             digest = writer.finish(
                 _header(resolved, corpus, decided, measured, used, planned),
-                _provenance(resolved, encoder.name, run, began)
-                | {
-                    "cleaned": corpus.cleaned,
-                    "duplicates": decided.told,
-                    "models": {name: found for name, (_, model) in decided.models.items() if (found := model.metrics()) is not None},
-                    "compared": {name: one for name, one in decided.reports.items() if one},
-                },
+                _provenance(resolved, encoder.name, run, began) | _counted(corpus, decided, synthesized),
             )
     write_json(work.room("builds") / f"{resolved.key}.json", _record(digest, corpus, decided, work))
     warnings = [
@@ -219,10 +218,22 @@ def _provenance(resolved: Resolved, encoder: str, run: Run, began: float) -> dic
     }
 
 
+def _counted(corpus: Corpus, decided: Decided, synthesized: dict[str, Any]) -> dict[str, Any]:
+    """What the build counted besides the manifest's header."""
+    return {
+        "cleaned": corpus.cleaned,
+        "duplicates": decided.told,
+        "models": {name: found for name, (_, model) in decided.models.items() if (found := model.metrics()) is not None},
+        "compared": {name: one for name, one in decided.reports.items() if one},
+        "synthesized": synthesized,
+    }
+
+
 def _record(digest: str, corpus: Corpus, decided: Decided, work: Work) -> dict[str, Any]:
     """What `show`, `why` and `clean` know of a build: its shards, and the keys of its sidecars and models."""
     state = decided.state
-    keys = {token_key(state.tokenizer), signature_key(), normalized_key(), *(placed.key for placed in state.signals.values())}
+    placed = {key for keys in state.keys().values() for key in keys.values()}
+    keys = {token_key(state.tokenizer), signature_key(), normalized_key(), *placed}
     return {
         "digest": digest,
         "shards": [_portable(shard, work) for shard in corpus.shards],

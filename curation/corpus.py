@@ -138,9 +138,19 @@ class Corpus:
     def of(self, source: str) -> list[Shard]:
         return [shard for shard in self.shards if shard.source == source]
 
+    def joined(self, later: Corpus) -> Corpus:
+        """This corpus with one that was read after it, whose rows follow."""
+        return Corpus(
+            self.sources + later.sources,
+            self.shards + later.shards,
+            self.read | later.read,
+            self.quarantined | later.quarantined,
+            self.cleaned | later.cleaned,
+        )
 
-def read_corpus(sources: list[Source], clean: tuple[str, ...], work: Work, engine: Engine) -> Corpus:
-    """Reads what has not been read before; refuses a source that would lose more records than its `max_quarantine`."""
+
+def read_corpus(sources: list[Source], clean: tuple[str, ...], work: Work, engine: Engine, first_row: int = 0) -> Corpus:
+    """Reads what has not been read before, numbering records from `first_row`; refuses a source that would lose more records than its `max_quarantine`."""
     units = [(source, unit) for source in sources for unit in cut(source, clean)]
     distinct = {unit.name: unit for _, unit in units}  # two sources may hold the same file
     facts = dict(zip(distinct, engine.map(read_unit, [(unit, work) for unit in distinct.values()], "read"), strict=True))
@@ -148,7 +158,6 @@ def read_corpus(sources: list[Source], clean: tuple[str, ...], work: Work, engin
     shards, read = [], dict.fromkeys((source.name for source in sources), 0)
     quarantined: dict[str, dict[str, int]] = {source.name: {} for source in sources}
     cleaned = {source.name: dict.fromkeys(clean, 0) for source in sources}
-    first_row = 0
     for source in sources:
         mine = [(unit, facts[unit.name]) for owner, unit in units if owner is source]
         first_rows, records = _number(mine, first_row)

@@ -80,7 +80,7 @@ def estimate(recipe: Recipe, folder: Path, run: Run) -> Estimate:
     """Resolves the recipe as a build would and samples its sources."""
     with Engine(run.workers, run.memory) as engine:
         resolved = resolve_recipe(recipe, folder, run, Digests(Work(run.work)), engine)
-    sources = [_sample(source, resolved) for source in resolved.sources]
+    sources = [*(_sample(source, resolved) for source in resolved.sources), *(_unmade(one.name, resolved) for one in resolved.syntheses)]
     components = _wanted(resolved.recipe.mixture, sources)
     text = sum(source.text_bytes for source in sources)
     documents, tokens = sum(source.documents for source in sources), sum(source.tokens for source in sources)
@@ -100,7 +100,7 @@ def _warnings(sources: list[Sampled], needed: int, free: int, memory: int, resol
         found.append(
             f"warning: about {memory / 1e6:,.0f} MB of memory are needed and the machine has {there / 1e6:,.0f} MB; take fewer --workers"
         )
-    for source, sampled in zip(resolved.sources, sources, strict=True):
+    for source, sampled in zip(resolved.sources, sources, strict=False):  # those to be synthesized follow
         if sampled.sampled and sampled.unusable > source.config.max_quarantine * sampled.sampled:
             found.append(
                 f"warning: {sampled.unusable:,} of {sampled.sampled:,} sampled records of '{source.name}' cannot be used; the build stops above "
@@ -138,6 +138,18 @@ def _sample(source: Source, resolved: Resolved) -> Sampled:
         round(bytes_of * scale),
         _shares(source, usable, texts, resolved),
     )
+
+
+def _unmade(name: str, resolved: Resolved) -> Sampled:
+    """A source that a model has yet to write: of its components nothing is known but that other sources' have none of it."""
+    schema = rule_schema(resolved.columns, {step.name: step.type for step in resolved.steps if isinstance(step, Add)})
+    alone = pl.DataFrame({"source": [name]})
+    shares: dict[str, float | None] = {}
+    for component, predicate in resolved.recipe.mixture.components.items():
+        rule = rules.parse(predicate, "", schema)
+        elsewhere = set(rule.columns) == {"source"} and not rule.decide(alone)[0].any()
+        shares[component] = 0.0 if elsewhere else None
+    return Sampled(name, 0, 0, 0, 0, 0, 0, 0, shares)
 
 
 def _spread_records(source: Source, path: str, size: int) -> tuple[list[Record], float]:

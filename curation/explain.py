@@ -177,6 +177,7 @@ def _explained(manifest: Manifest, record: dict[str, Any], work: Path | None) ->
     if record["content"] is not None:
         counted = "" if record["n_tokens"] is None else f", {record['n_tokens']:,} tokens"
         yield f"  content {record['content']}, {record['bytes']:,} bytes{counted}"
+    yield from _made_from(manifest, record)
     later = _added_later(manifest, record["reason"])
     for name, value in record.items():
         if name in later:
@@ -219,6 +220,18 @@ def _leaked(manifest: Manifest, record: dict[str, Any], evidence: dict[str, Any]
         if item is not None:
             yield f"    {part:<6} {_quoted(item)}"
             return
+
+
+def _made_from(manifest: Manifest, record: dict[str, Any]) -> Iterator[str]:
+    """Of a synthetic document: its parents, and what was asked of which model."""
+    if record["parents"] is None:
+        return
+    recipe = next(source["synthesize"] for source in manifest.header["recipe"]["sources"] if source["name"] == record["source"])
+    for parent in pool(manifest).filter(pl.col("row").is_in(record["parents"])).collect().to_dicts():
+        yield f"  made from row {parent['row']}, {parent['source']} {parent['origin']}, {parent['decision']}"
+    digest = next(one["digest"] for one in recipe["templates"] if one["name"] == record["template"])
+    revision = f" at revision {recipe['revision']}" if recipe["revision"] else ""
+    yield f"  by template {record['template']} ({digest[:16]}) and model {recipe['model']}{revision}, prompt {record['key'].split('.')[0]}"
 
 
 def _fate_of_survivor(manifest: Manifest, row: int, evidence: dict[str, Any]) -> Iterator[str]:

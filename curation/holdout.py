@@ -124,6 +124,28 @@ def reserve(config: HoldoutConfig, seed: int, corpus: Corpus, work: Work, engine
     if not missing:
         return Reserved(key, capped)
     chosen = [document for name, count in asked.items() for document in _choose(corpus, name, count, seed, engine)]
+    _mark_against(chosen, corpus, missing, key, config.similarity, work, engine)
+    return Reserved(key, capped)
+
+
+def drop_resembling(key: str, similarity: float, corpus: Corpus, later: list[Shard], work: Work, engine: Engine) -> None:
+    """Marks in shards made after `corpus` what equals or resembles a document held out of it; none of theirs is held out."""
+    missing = [shard for shard in later if not sidecar_path(work, key, shard).exists()]
+    if missing:
+        parts = engine.map(_held_in, [(shard, key, work) for shard in corpus.shards], "look up the hold-out")
+        _mark_against([document for part in parts for document in part], corpus, missing, key, similarity, work, engine)
+
+
+def _held_in(shard: Shard, key: str, work: Work) -> list[Drawn]:
+    positions = np.flatnonzero(holdout_of(shard, key, work)[0])
+    rows, contents = shard.rows(), shard.contents().astype(">u8")
+    return [Drawn(0, int(rows[position]), contents[position].tobytes(), shard.name, position) for position in positions.tolist()]
+
+
+def _mark_against(
+    chosen: list[Drawn], corpus: Corpus, shards: list[Shard], key: str, similarity: float, work: Work, engine: Engine
+) -> None:
+    """Writes for each of `shards` which documents are the `chosen` ones of `corpus`, and which resemble one."""
     chosen.sort(key=lambda document: document.row)
     index = work.room("scratch") / f"{key}.npz"
     texts = texts_of(chosen, corpus.shards, engine)
@@ -133,8 +155,7 @@ def reserve(config: HoldoutConfig, seed: int, corpus: Corpus, work: Work, engine
     engine.memory.require("hold out", worker=index.stat().st_size)
     by_name = {shard.name: shard for shard in corpus.shards}
     origins = {document.row: by_name[document.shard].origins(np.array([document.position]))[0] for document in chosen}
-    engine.map(_mark, [(shard, key, config.similarity, index, origins, work) for shard in missing], "hold out")
-    return Reserved(key, capped)
+    engine.map(_mark, [(shard, key, similarity, index, origins, work) for shard in shards], "hold out")
 
 
 def _documents(config: HoldoutConfig, shards: list[Shard], engine: Engine) -> int:

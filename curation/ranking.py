@@ -144,6 +144,21 @@ def find_cut(shards: list[Ranked], tokens: int | None, documents: int | None, sh
     return _within_ties(shards, _as_float(high), budget - spent)
 
 
+def cost_of(shards: list[Ranked], cut: Cut, worst: float) -> int:
+    """What the documents up to a cut cost that are no worse than `worst`."""
+    total = 0
+    for shard in shards:
+        keys = np.asarray(shard.load("keys"))
+        taken = int(np.count_nonzero(cut.keeps(keys, np.asarray(shard.load("rows"))) & (keys <= worst)))
+        total += int(shard.load("totals")[taken - 1]) if taken else 0
+    return total
+
+
+def left_of(budget: int | None, spent: int) -> int | None:
+    """What an earlier wave left of a budget."""
+    return None if budget is None else max(budget - spent, 0)
+
+
 def _within_ties(shards: list[Ranked], key: float, budget: int) -> Cut:
     """The cut among the documents of one key, taken in order of their rows while `budget` lasts."""
     rows, costs = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
@@ -35,6 +35,8 @@ from curation.rules import rule_schema
 from curation.signals import SIGNALS
 from curation.sources import ARROW_TYPES, SHARD_VERSION, Source, SourceConfig, resolve
 from curation.step import Add, Keep, Step, Top
+from curation.synthesis.filters import COLUMNS as SYNTHETIC
+from curation.synthesis.resolving import Synthesis, resolve_syntheses
 from curation.tokens import ResolvedTokenizer, TokenizerConfig
 from curation.tokens import resolve as resolve_tokenizer
 from curation.work import Digests, key_of
@@ -85,6 +87,7 @@ class Resolved:
     columns: dict[str, pa.DataType]
     tokenizer: ResolvedTokenizer
     steps: list[Step]
+    syntheses: list[Synthesis] = field(default_factory=list)
 
     @property
     def key(self) -> str:
@@ -182,16 +185,20 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 def resolve_recipe(recipe: Recipe, folder: Path, run: Run, digests: Digests, engine: Engine) -> Resolved:
     """Finds and checks everything a recipe names; `folder` is where its relative paths start."""
-    sources = [resolve(name, config, folder, run.roots, digests, engine) for name, config in recipe.sources.items()]
-    columns = _carried(sources)
+    syntheses = resolve_syntheses(recipe.sources, folder, run, digests, engine)
+    read = {name: config for name, config in recipe.sources.items() if config.synthesize is None}
+    sources = [resolve(name, config, folder, run.roots, digests, engine) for name, config in read.items()]
+    columns = _carried({one.name: one.columns for one in sources} | {one.name: SYNTHETIC for one in syntheses})
     steps = _steps(recipe, columns, folder, run, digests, engine)
     signals = {step.name: step.type for step in steps if isinstance(step, Add)}
     for name, predicate in recipe.mixture.components.items():
         rules.parse(predicate, f"mixture.components.{name}", rule_schema(columns, signals))
     check_order(recipe.mixture, rule_schema(columns, signals))
+    for one in syntheses:
+        _check_synthesis(one, rule_schema(columns, signals))
     recipe = recipe.model_copy(update={"mixture": learned_mixture(recipe.mixture, folder, run, digests, engine)})
     tokenizer = resolve_tokenizer(recipe.tokenizer, _tokenizer_at(recipe.tokenizer.path, folder, run.roots))
-    return Resolved(recipe, _values(recipe, sources, steps, tokenizer), sources, columns, tokenizer, steps)
+    return Resolved(recipe, _values(recipe, sources, syntheses, steps, tokenizer), sources, columns, tokenizer, steps, syntheses)
 
 
 def learned_mixture(mixture: Mixture, folder: Path, run: Run, digests: Digests, engine: Engine) -> Mixture:
@@ -223,12 +230,19 @@ def _tokenizer_at(path: str, folder: Path, roots: dict[str, str]) -> Path | None
     return Path(roots[named[1]]).expanduser() / named[2]
 
 
-def _carried(sources: list[Source]) -> dict[str, pa.DataType]:
+def _check_synthesis(synthesis: Synthesis, schema: pa.Schema) -> None:
+    where, by = f"sources.{synthesis.name}.synthesize", synthesis.config.by
+    rules.parse(synthesis.config.from_, f"{where}.from", schema)
+    if by is not None and rules.parse(f"{by} IS NOT NULL", f"{where}.by", schema).reads != [by]:
+        raise UserError(f"{where}.by: found {by!r}; accepted: the name of a column or signal, or of one of its values")
+
+
+def _carried(sources: dict[str, dict[str, str]]) -> dict[str, pa.DataType]:
     """The columns that the sources carry together, with their types."""
     types: dict[str, str] = {}
-    for source in sources:
-        for name, kind in source.columns.items():
-            where = f"sources.{source.name}.columns"
+    for source, columns in sources.items():
+        for name, kind in columns.items():
+            where = f"sources.{source}.columns"
             if name in POOL_COLUMNS or not name.isidentifier():
                 raise UserError(
                     f"{where}: '{name}' cannot be carried under its name; accepted: SQL identifiers other than {', '.join(POOL_COLUMNS)}"
@@ -294,7 +308,8 @@ def _add(
     if isinstance(config, Preference):
         references = _index(f"{where}.{name}.against", config.against, recipe.clean, folder, run) if config.against is not None else []
     elif kind in SIGNALS:
-        references = resolve_references(f"{where}.{name}", kind, config, list(recipe.sources), folder, run, digests, engine)
+        read = [one for one, source in recipe.sources.items() if source.synthesize is None]
+        references = resolve_references(f"{where}.{name}", kind, config, read, folder, run, digests, engine)
     return Add(index, name, kind, config, references)
 
 
@@ -336,7 +351,9 @@ def _check_by(where: str, by: str, schema: pa.Schema) -> None:
         raise UserError(f"{where}: '{by}' is {kind}; accepted: a number")
 
 
-def _values(recipe: Recipe, sources: list[Source], steps: list[Step], tokenizer: ResolvedTokenizer) -> dict[str, Any]:
+def _values(
+    recipe: Recipe, sources: list[Source], syntheses: list[Synthesis], steps: list[Step], tokenizer: ResolvedTokenizer
+) -> dict[str, Any]:
     """The resolved recipe as JSON."""
     read = [
         {
@@ -355,13 +372,23 @@ def _values(recipe: Recipe, sources: list[Source], steps: list[Step], tokenizer:
         }
         for source in sources
     ]
+    made = [
+        {
+            "name": one.name,
+            "synthesize": one.values,
+            **({} if one.source.max_duplicates is None else {"max_duplicates": one.source.max_duplicates}),
+            "licence": one.source.licence,
+            "max_quarantine": one.source.max_quarantine,
+        }
+        for one in syntheses
+    ]
     return {
         "name": recipe.name,
         "version": recipe.version,
         "seed": recipe.seed,
         "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.sha256, "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id},
         "clean": list(recipe.clean),
-        "sources": read,
+        "sources": read + made,
         "steps": [_step_values(step) for step in steps],
         "holdout": recipe.holdout.model_dump() if recipe.holdout else None,
         "mixture": recipe.mixture.resolved(),

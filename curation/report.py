@@ -73,6 +73,7 @@ def inspect(manifest: Manifest) -> str:
         funnel(manifest),
         duplicates(manifest),
         classifiers(manifest),
+        synthesized(manifest),
         budget(manifest),
         moved(manifest),
         chosen(manifest),
@@ -135,6 +136,22 @@ def _counted(manifest: Manifest) -> dict[str, Any]:
     path = manifest.folder / "provenance.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return found
+
+
+def synthesized(manifest: Manifest) -> str:
+    """What became of the prompts of each synthesized source, up to the documents made and those kept."""
+    found: dict[str, Any] = _counted(manifest).get("synthesized") or {}
+    if not found:
+        return ""
+    labels = ("parents", "requested", "parsed")
+    rows = [["synthesized", *found], *([label, *(f"{one[label]:,}" for one in found.values())] for label in labels)]
+    for reason in sorted({reason for one in found.values() for reason in one["rejected"]}):
+        rows.append([f"  rejected: {reason}", *(f"{one['rejected'].get(reason, 0):,}" for one in found.values())])
+    rows.append(["documents made", *(f"{one['documents']:,}" for one in found.values())])
+    rows.append(["documents kept", *(f"{manifest.sources[name]['kept']:,}" for name in found)])
+    for label in ("tokens_in", "tokens_out"):
+        rows.append([label.replace("_", " "), *(f"{one[label]:,}" for one in found.values())])
+    return table(rows, "")
 
 
 def duplicates(manifest: Manifest) -> str:

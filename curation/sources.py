@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curation import rules
 from curation.clean import has_visible, spelled
@@ -35,6 +35,7 @@ from curation.formats import ACCEPTED, FORMATS, OPEN_ENDED, format_of, readers_o
 from curation.formats.records import EXCERPT, Chunk, Fields
 from curation.remote import Place
 from curation.selection import BUILT_IN, TYPES, Choice, is_expression, names_in, schema_of, select
+from curation.synthesis.config import SynthesizeConfig
 from curation.work import Digests, Input, Work, folder_atomic, key_of
 from mixing import UserError
 
@@ -61,11 +62,13 @@ QUARANTINE = pa.schema(
 
 
 class SourceConfig(BaseModel):
-    """A named input. `files` is a path or a URL, or a list of them, with wildcards, relative to the recipe; `name:sub/*.parquet` is below a root given by `--root name=PATH`."""
+    """A named input. `files` is a path or a URL, or a list of them, with wildcards, relative to the recipe; `name:sub/*.parquet` is below a root given by `--root name=PATH`. With
+    `synthesize` it is made from documents of other sources instead."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    files: str | list[str] = Field(description="paths or URLs with wildcards, relative to the recipe, or `root:below`")
+    files: str | list[str] | None = Field(None, description="paths or URLs with wildcards, relative to the recipe, or `root:below`")
+    synthesize: SynthesizeConfig | None = Field(None, description="instead of `files`: documents that a model makes from others")
     text: str = Field(
         "text", description="the column that holds the text, or an SQL expression of a record's columns: `title || ' ' || body`"
     )
@@ -81,6 +84,15 @@ class SourceConfig(BaseModel):
         le=1,
         description="the share of documents that may be dropped as duplicates of others of the source before the build stops; without it a build warns above 0.3 and stops above 0.6",
     )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SourceConfig:
+        if (self.files is None) == (self.synthesize is None):
+            raise ValueError("give exactly one of files, synthesize")
+        read_only = {"text", "key", "columns", "where", "limit"} & self.model_fields_set
+        if self.synthesize is not None and read_only:
+            raise ValueError(f"`{min(read_only)}` is of records that are read; a synthesized source has none")
+        return self
 
 
 @dataclass(frozen=True)
@@ -143,6 +155,7 @@ class Unit:
 def resolve(name: str, config: SourceConfig, folder: Path, roots: dict[str, str], digests: Digests, engine: Engine) -> Source:
     """The source with its files found, hashed and looked at: everything about it that can be refused before a record is read."""
     where = f"sources.{name}"
+    assert config.files is not None, where
     root, root_name, below, paths = locate(f"{where}.files", config.files, name, folder, roots)
     refuse_unknown(f"{where}.files", paths)
     inputs = hash_files(root, paths, digests, engine, f"hash {name}")

@@ -31,56 +31,16 @@ from curation.live import DEDUP, LiveShard, Priority, find_duplicates, find_repe
 from curation.losses import ALIVE as ALIVE
 from curation.losses import Copies, Dropped, Loss, Removal, gone, guard, losses, survivors_of, told, within
 from curation.models import Ground, Model, Passing, require, spelled_config, train
-from curation.ranking import Ranked, find_cut, lots, order_key
+from curation.ranking import Ranked, cost_of, find_cut, left_of, lots, order_key
 from curation.signals import SIGNALS
+from curation.state import Placed
+from curation.state import State as State
 from curation.step import Add, Keep, Step, Top, fate_of
 from curation.tokenized import tokenize
-from curation.tokens import ResolvedTokenizer
-from curation.work import Work, key_of
+from curation.work import key_of
 
 GIVEN_UP = "that might be alike were not compared, because more than 10,000 documents that stay share one rare shingle; some near-duplicates among them may have stayed"
 Fates = npt.NDArray[np.uint16]
-
-
-class Placed(NamedTuple):
-    """A signal that has been added: the step that did it, the key of its sidecars, its type, whether it names survivors, and which parts of a value are evidence."""
-
-    step: int
-    key: str
-    type: pa.DataType
-    survivors: bool
-    evidence: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class State:
-    """What every task needs to know: where things lie, the columns there are, and the signals added so far. Picklable and small."""
-
-    work: Work
-    scratch: Path
-    holdout: str | None
-    tokenizer: ResolvedTokenizer
-    columns: dict[str, pa.DataType]
-    signals: dict[str, Placed] = field(default_factory=dict)
-    rows: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """The rows of each source, `[first, end)`."""
-
-    def schema(self) -> pa.Schema:
-        """The columns a rule may look at now."""
-        return rules.rule_schema(self.columns, {name: placed.type for name, placed in self.signals.items()})
-
-    def fates(self, shard: Shard) -> Path:
-        return self.scratch / f"{shard.name}.fates.npy"
-
-    def counted(self, shard: Shard, step: int) -> Path:
-        """The documents whose tokens a `top` had to count."""
-        return self.scratch / f"{shard.name}.counted-{step}.npy"
-
-    def present(self, shard: Shard) -> Path:  # alive, or held out without having failed a rule
-        return self.scratch / f"{shard.name}.present.npy"
-
-    def mask(self, shard: Shard) -> Path:
-        return self.scratch / f"{shard.name}.live.npy"
 
 
 def frame(shard: Shard, names: list[str], positions: Positions, state: State) -> pl.DataFrame:
@@ -105,7 +65,7 @@ def frame(shard: Shard, names: list[str], positions: Positions, state: State) ->
 def signal_values(shard: Shard, name: str, state: State) -> pa.Array:
     """A signal's values as the pool shows them, null where not computed."""
     placed = state.signals[name]
-    sidecar = read_sidecar(sidecar_path(state.work, placed.key, shard))
+    sidecar = read_sidecar(sidecar_path(state.work, placed.of(shard), shard))
     if sidecar is None:
         return pa.nulls(shard.documents, placed.type)
     if not placed.survivors:
@@ -270,28 +230,46 @@ class Decided:
     warnings: dict[str, str] = field(default_factory=dict)
     computed: dict[str, int] = field(default_factory=dict)
     remembered: dict[str, int] = field(default_factory=dict)
+    taken: dict[int, int] = field(default_factory=dict)
+    """What each `top` took of its budget."""
 
 
-def decide(steps: list[Step], ground: Ground, state: State, engine: Engine) -> Decided:
-    """Runs all steps over all shards."""
-    corpus = ground.corpus
-    ends = np.cumsum([0, *(corpus.read[source.name] for source in corpus.sources)]).tolist()
-    decided = Decided(replace(state, rows={source.name: span for source, span in zip(corpus.sources, pairwise(ends), strict=True)}))
+@dataclass(frozen=True)
+class Wave:
+    """Documents decided after others: their corpus, the shards decided before, and what was decided there. Those that stayed rank higher and stay; a `top` goes on with what they left of its budget."""
+
+    corpus: Corpus
+    context: list[Shard]
+    before: Decided
+
+
+def decide(steps: list[Step], ground: Ground, state: State, engine: Engine, wave: Wave | None = None) -> Decided:
+    """Runs all steps over all shards that were read, or over those of a later wave; models are trained on what was read alone."""
+    corpus = ground.corpus if wave is None else wave.corpus
+    first = 0 if wave is None else max(end for _, end in wave.before.state.rows.values())
+    ends = np.cumsum([first, *(corpus.read[source.name] for source in corpus.sources)]).tolist()
+    rows = {source.name: span for source, span in zip(corpus.sources, pairwise(ends), strict=True)}
+    earlier = {} if wave is None else wave.before.state.keys()
+    decided = Decided(replace(state, signals={}, rows=rows if wave is None else wave.before.state.rows | rows))
     models: dict[int, Path] = {}
     stretch: list[Step] = []
     for step in steps:
         if isinstance(step, Add) and step.kind in SIGNALS:
-            _place(decided, step, _model_and_key(step, steps, ground, decided, models, engine), survivors=False)
+            key = _model_and_key(step, steps, ground, decided, models, engine)
+            _place(decided, step, key, earlier.get(step.name, {}), survivors=False)
         elif not isinstance(step, Keep):
             _run(stretch, corpus, models, decided, engine)
             stretch = []
         elif (removal := removal_by(step, decided.state)) is not None:
             decided.removals.append(removal)
         if isinstance(step, Add) and step.kind not in SIGNALS:
-            _look_over(step, corpus, decided, engine)
+            _look_over(step, corpus, wave, decided, engine)
         elif isinstance(step, Top):
             ranked = engine.map(rank, [(shard, step, decided.state) for shard in corpus.shards], step.config.told)
-            stretch.append(replace(step, cut=find_cut(ranked, step.config.tokens, step.config.documents, step.config.share)))
+            spent = 0 if wave is None else wave.before.taken.get(step.index, 0)
+            cut = find_cut(ranked, left_of(step.config.tokens, spent), left_of(step.config.documents, spent), step.config.share)
+            decided.taken[step.index] = cost_of(ranked, cut, step.config.worst)
+            stretch.append(replace(step, cut=cut))
         elif isinstance(step, Add) and (processes := SIGNALS[step.kind].processes) is not None:
             _run(stretch, corpus, models, decided, engine)
             stretch = []
@@ -301,22 +279,26 @@ def decide(steps: list[Step], ground: Ground, state: State, engine: Engine) -> D
     by_source = _run(stretch, corpus, models, decided, engine)
     if decided.removals:
         everything = _dropped_in(corpus, decided)
-        found = gone(everything, decided.removals, sum(corpus.read.values()), state.scratch, engine)
+        found = gone(everything, decided.removals, ends[-1], state.scratch, engine)
         decided.told = told(decided.removals, by_source, everything, found)
     return decided
 
 
-def _look_over(step: Add, corpus: Corpus, decided: Decided, engine: Engine) -> None:
-    """Adds a signal that depends on all documents alive."""
+def _look_over(step: Add, corpus: Corpus, wave: Wave | None, decided: Decided, engine: Engine) -> None:
+    """Adds a signal that depends on all documents alive, those of earlier waves before all others."""
     state = decided.state
-    live, present = ([LiveShard(shard, mask(shard), state.work) for shard in corpus.shards] for mask in (state.mask, state.present))
+    context = [] if wave is None else [LiveShard(shard, state.mask(shard), state.work) for shard in wave.context]
+    live, present = (
+        [*context, *(LiveShard(shard, mask(shard), state.work) for shard in corpus.shards)] for mask in (state.mask, state.present)
+    )
     if isinstance(step.config, ExactConfig | MinhashConfig):
         key, anew = find_duplicates(step.config, live, state.work, engine, priority_of(step.config, state), step.compared_with())
         decided.reports[step.name] = report_of(state.work, key)
     else:
         assert isinstance(step.config, RepeatsConfig)
         key, anew = find_repeats(step.config, live, present, state.work, engine)
-    _place(decided, step, key, survivors=step.kind in DEDUP)
+    earlier = {} if wave is None else wave.before.state.keys()
+    _place(decided, step, key, earlier.get(step.name, {}), survivors=step.kind in DEDUP)
     if given_up := decided.reports.get(step.name, {}).get("pairs_given_up"):
         decided.warnings[step.name] = f"steps[{step.index - 1}].add.{step.name}: {given_up:,} pairs {GIVEN_UP}"
     alive = sum(int(np.load(one.mask).sum()) for one in live)
@@ -351,8 +333,8 @@ def _model_and_key(step: Add, steps: list[Step], ground: Ground, decided: Decide
     )
 
 
-def _place(decided: Decided, step: Add, key: str, *, survivors: bool) -> None:
-    placed = Placed(step.index, key, step.type, survivors, SIGNALS[step.kind].evidence if step.kind in SIGNALS else ())
+def _place(decided: Decided, step: Add, key: str, earlier: dict[str, str], *, survivors: bool) -> None:
+    placed = Placed(step.index, key, step.type, survivors, SIGNALS[step.kind].evidence if step.kind in SIGNALS else (), earlier)
     decided.state = replace(decided.state, signals=decided.state.signals | {step.name: placed})
 
 

@@ -1,7 +1,7 @@
 """`curate clean`: what lies in the work directory, and what no recent build refers to.
 
 A build leaves `builds/<key>.json` with the shards it was made of and the keys of its sidecars and models. Everything in the rooms that no build of the last days
-names can go: the next build that wants it makes it anew. Nothing is touched while a build holds the lock, and the builds that are kept lose nothing, so their manifests stay
+names can go: the next build that wants it makes it anew. Answers of models are the exception: they cost more than room, so `generations/` is shown and never swept. Nothing is touched while a build holds the lock, and the builds that are kept lose nothing, so their manifests stay
 what `show` and `why` can explain.
 """
 
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from curation.work import Work
 from mixing import UserError
 
-ROOMS = ("shards", "sidecars", "models", "builds", "log", "scratch")
+ROOMS = ("shards", "sidecars", "models", "generations", "builds", "log", "scratch")
 
 
 class Entry(NamedTuple):
@@ -49,6 +49,8 @@ def survey(root: Path, days: float) -> dict[str, list[Entry]]:
 
 
 def _is_used(path: Path, room: str, named: dict[str, set[str]], kept: set[Path], builds: set[str]) -> bool:
+    if room == "generations":
+        return True
     if room == "builds":
         return path in kept
     if room == "log":

@@ -23,7 +23,7 @@ from curation.remote import Place
 from mixing import UserError
 from mixing.manifest import canonical_json
 
-ROOMS = ("shards", "sidecars", "models", "builds", "scratch")
+ROOMS = ("shards", "sidecars", "models", "generations", "builds", "scratch")
 
 
 def key_of(*parts: object) -> str:
