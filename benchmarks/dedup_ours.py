@@ -38,9 +38,11 @@ class TimedEngine(Engine):
         super().__init__(workers)
         self.taken: dict[str, tuple[float, float]] = {}
 
-    def map(self, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], label: str) -> list[Result]:
+    def map(
+        self, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], label: str, at_most: int | None = None
+    ) -> list[Result]:
         began, before = time.monotonic(), cpu(self.journal.processes)
-        found = super().map(function, tasks, label)
+        found = super().map(function, tasks, label, at_most)
         wall, busy = self.taken.get(function.__name__, (0.0, 0.0))
         self.taken[function.__name__] = (wall + time.monotonic() - began, busy + cpu(self.journal.processes) - before)
         return found

@@ -48,12 +48,12 @@ class Killing(Engine):
         if label == self.label:
             kill()
 
-    def map(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], label: str) -> list[Any]:
+    def map(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], label: str, at_most: int | None = None) -> list[Any]:
         if label == self.label and self.instant == "middle":
             for task in tasks[: (len(tasks) + 1) // 2]:
                 function(*task)
             kill()
-        return super().map(function, tasks, label)
+        return super().map(function, tasks, label, at_most)
 
 
 def _build(recipe: Path, out: Path, work: Path, engine: type[Engine], settings: dict[str, Any]) -> None:

@@ -70,11 +70,11 @@ def test_single_workers_killed_during_a_build_change_nothing(
     victims: list[int] = []
 
     class Sniping(Engine):
-        def map(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], label: str) -> list[Any]:
+        def map(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], label: str, at_most: int | None = None) -> list[Any]:
             if label in ("sign", "count tokens") and len(self.journal.processes) > 1:
                 victims.append(self.journal.processes[-1])
                 os.kill(victims[-1], signal.SIGKILL)
-            return super().map(function, tasks, label)
+            return super().map(function, tasks, label, at_most)
 
     monkeypatch.setattr(build_module, "Engine", Sniping)
     made = build_module.build(load(path), path.parent, tmp_path / "out", Run(tmp_path / "work", workers=2))

@@ -161,8 +161,8 @@ def test_digests_of_a_file_that_changes_while_it_is_hashed_are_not_remembered(tm
     digests = Digests(work)
 
     class Slow(Engine):
-        def map(self, function, tasks, label):  # type: ignore[no-untyped-def]
-            found = super().map(function, tasks, label)
+        def map(self, function, tasks, label, at_most=None):  # type: ignore[no-untyped-def]
+            found = super().map(function, tasks, label, at_most)
             aged(path, "next", seconds=30)
             return found
 
