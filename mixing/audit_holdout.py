@@ -35,7 +35,12 @@ def check_holdout(manifest: Manifest, pool: Pool, stored: Stored) -> Iterator[Fi
         if source in held:
             yield _check_source(manifest, pool, source, number, held[source])
         else:
-            yield check(f"hold-out of {source}", documents["held_out"] == 0, "no file")
+            passing = int(((pool.source == number) & reserved & ~pool.reasoned).sum())
+            yield check(
+                f"hold-out of {source}: no file and no document that the rules pass",
+                passing == 0 and source not in manifest.header["holdout"],
+                f"{documents['held_out']} held out, {passing} that pass",
+            )
     contents = pc.unique(pool.content.filter(pa.array(reserved))).drop_null()
     copies = pc.is_in(pool.content.take(pa.array(stored.row)), contents).to_numpy()
     yield check(

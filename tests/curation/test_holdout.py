@@ -16,6 +16,7 @@ from curation import corpus as corpus_module
 from curation import sources
 from curation.sources import cut
 from curation.words import words
+from mixing.audit import verify
 
 MIXTURE = {
     "sequence_length": 64,
@@ -206,3 +207,14 @@ def test_a_model_never_saw_a_held_out_text(tmp_path: Path, reference: object) ->
 
     worst = sorted(rows, key=lambda row: -row["like"])[:6]
     assert {row["row"] for row in worst} == {row["row"] for row in held(rows)}
+
+
+def test_held_out_documents_of_a_source_that_the_rules_drop_whole_leave_no_file_and_a_sound_manifest(tmp_path: Path) -> None:
+    texts = {"long": [text_of(n, 40) for n in range(60)], "short": [text_of(1000 + n, 6) for n in range(60)]}
+
+    rows = hold_out(tmp_path, texts, steps=[{"keep": "bytes > 100"}])
+
+    assert len(held(rows, "short")) == 5
+    assert not (tmp_path / "out" / "holdout" / "short.arrow").exists()
+    assert (tmp_path / "out" / "holdout" / "long.arrow").exists()
+    assert [finding for finding in verify(tmp_path / "out") if finding.verdict == "FAIL"] == []
