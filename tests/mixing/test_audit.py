@@ -113,7 +113,7 @@ def test_verify_missing_and_strange_files_are_named(folder: Path) -> None:
         (lambda h: h["components"]["replay"].update(documents=1), "replay: within max_epochs 1"),
         (lambda h: h.update(sequences=1), "sequences in all"),
         (lambda h: h["holdout"]["code"].update(tokens=0), "hold-out of code: rows, bytes, ids and counts agree"),
-        (lambda h: h["holdout"].pop("code"), "hold-out of code"),
+        (lambda h: h["holdout"].pop("code"), "hold-out of code: no file and no document that the rules pass"),
     ],
 )
 def test_verify_header_that_says_something_untrue_fails_that_check(
