@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel
 
@@ -49,94 +49,38 @@ class RowSignal(Generic[Config]):
     whole: bool = False  # a reference with a record that cannot be used is refused, not read without it
 
 
+class Family(Protocol):
+    """A module of this folder, as every one of them is made."""
+
+    def version(self, config: Any) -> str: ...
+    def fields(self, config: Any) -> pa.DataType: ...
+    def references(self, config: Any) -> Mapping[str, Any]: ...
+    def train(self, config: Any, texts: dict[str, pa.LargeStringArray], folder: Path, seed: int) -> None: ...
+    def compute(self, config: Any, texts: pa.LargeStringArray, model: Path | None) -> pa.Array: ...
+
+
+def _of(family: Family, config: type[BaseModel], **more: Any) -> RowSignal[Any]:
+    functions = (family.version, family.fields, family.references, family.train, family.compute)
+    return RowSignal(config, *functions, **more)
+
+
 SIGNALS: dict[str, RowSignal[Any]] = {
-    "causal_lm": RowSignal(
-        config=causal_lm.CausalLMConfig,
-        version=causal_lm.version,
-        fields=causal_lm.fields,
-        references=causal_lm.references,
-        train=causal_lm.train,
-        compute=causal_lm.compute,
-        processes=causal_lm.processes,
-    ),
-    "contamination": RowSignal(
-        config=contamination.ContaminationConfig,
-        version=contamination.version,
-        fields=contamination.fields,
-        references=contamination.references,
-        train=contamination.train,
-        compute=contamination.compute,
+    "causal_lm": _of(causal_lm, causal_lm.CausalLMConfig, processes=causal_lm.processes),
+    "contamination": _of(
+        contamination,
+        contamination.ContaminationConfig,
         columns=contamination.columns,
         caveat=contamination.caveat,
         mapped=True,
         evidence=contamination.EVIDENCE,
         whole=True,
     ),
-    "heuristics": RowSignal(
-        config=heuristics.HeuristicsConfig,
-        version=heuristics.version,
-        fields=heuristics.fields,
-        references=heuristics.references,
-        train=heuristics.train,
-        compute=heuristics.compute,
-    ),
-    "fasttext": RowSignal(
-        config=classifier.ClassifierConfig,
-        version=classifier.version,
-        fields=classifier.fields,
-        references=classifier.references,
-        train=classifier.train,
-        compute=classifier.compute,
-    ),
-    "language": RowSignal(
-        config=language.LanguageConfig,
-        version=language.version,
-        fields=language.fields,
-        references=language.references,
-        train=language.train,
-        compute=language.compute,
-    ),
-    "listed": RowSignal(
-        config=listed.ListedConfig,
-        version=listed.version,
-        fields=listed.fields,
-        references=listed.references,
-        train=listed.train,
-        compute=listed.compute,
-        reads=listed.reads,
-        whole=True,
-    ),
-    "ngram": RowSignal(
-        config=perplexity.PerplexityConfig,
-        version=perplexity.version,
-        fields=perplexity.fields,
-        references=perplexity.references,
-        train=perplexity.train,
-        compute=perplexity.compute,
-        mapped=True,
-    ),
-    "importance": RowSignal(
-        config=importance.ImportanceConfig,
-        version=importance.version,
-        fields=importance.fields,
-        references=importance.references,
-        train=importance.train,
-        compute=importance.compute,
-    ),
-    "topic": RowSignal(
-        config=topic.TopicConfig,
-        version=topic.version,
-        fields=topic.fields,
-        references=topic.references,
-        train=topic.train,
-        compute=topic.compute,
-    ),
-    "privacy": RowSignal(
-        config=privacy.PrivacyConfig,
-        version=privacy.version,
-        fields=privacy.fields,
-        references=privacy.references,
-        train=privacy.train,
-        compute=privacy.compute,
-    ),
+    "heuristics": _of(heuristics, heuristics.HeuristicsConfig),
+    "fasttext": _of(classifier, classifier.ClassifierConfig),
+    "language": _of(language, language.LanguageConfig),
+    "listed": _of(listed, listed.ListedConfig, reads=listed.reads, whole=True),
+    "ngram": _of(perplexity, perplexity.PerplexityConfig, mapped=True),
+    "importance": _of(importance, importance.ImportanceConfig),
+    "topic": _of(topic, topic.TopicConfig),
+    "privacy": _of(privacy, privacy.PrivacyConfig),
 }
