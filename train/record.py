@@ -169,7 +169,9 @@ class Record:
         }
         reason = f"loss {loss:.4g}, {above[0]:.1f} deviations above the mean; gradient norm {norm:.4g}, {above[1]:.1f}"
         if self.run.world.rank == 0:
-            click.echo(f"sequences {step.first} to {step.last} skipped: {reason}; {len(rows)} documents, named in {self.metrics}", err=True)
+            click.echo(
+                f"sequences {step.first} to {step.last} skipped: {reason}; documents ({len(rows)}) are named in {self.metrics}", err=True
+            )
         return {"reason": reason, "sequences": [step.first, step.last], "pool_rows": sorted(rows)}
 
     def measured(self, results: list[Result], state: State, rate: float | None) -> None:
