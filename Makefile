@@ -34,7 +34,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
 
-demo: $(VENV)/.ready ## from this machine's own Python texts to a continually trained model, under build/demo (6 to 7 minutes)
+demo: $(VENV)/.ready ## from this machine's own Python texts to a continually trained model, under build/demo (7 to 9 minutes)
 	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/.ready ## all tests
