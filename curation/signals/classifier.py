@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from curation.signals.fasttext_training import Settings
 from curation.signals.reference import ModelFile, Reference
 from mixing import UserError
 
@@ -37,13 +36,21 @@ class Samples(BaseModel):
     negative: Reference
 
 
-class ClassifierConfig(Settings):
+class ClassifierConfig(BaseModel):
     """The samples and fastText's own settings under plain names; or a model that was trained elsewhere and one of its labels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["fasttext"]
     samples: Samples | None = Field(default=None, alias="train")
     model: str | None = Field(default=None, description="a .bin or .ftz file, instead of `train`")
     label: str | None = Field(default=None, description="of the `model`, with or without `__label__`")
+    dimensions: int = Field(default=32, gt=0, le=1024)
+    buckets: int = Field(default=200_000, gt=0, le=50_000_000)
+    word_ngrams: int = Field(default=2, ge=1, le=5)
+    epochs: int = Field(default=10, gt=0)
+    learning_rate: float = Field(default=0.5, gt=0, le=5)
+    min_count: int = Field(default=2, ge=1)
 
     @model_validator(mode="after")
     def _trained_or_given(self) -> ClassifierConfig:
@@ -98,7 +105,8 @@ def train(config: ClassifierConfig, texts: dict[str, pa.LargeStringArray], folde
     if config.model is not None:
         fasttext_scoring.prepare(Path(texts["model"][0].as_py()), folder)
         return
-    fasttext_training.train(config, texts, folder, seed)
+    settings = fasttext_training.Settings(**{name: getattr(config, name) for name in fasttext_training.Settings.model_fields})
+    fasttext_training.train(settings, texts, folder, seed)
 
 
 def compute(config: ClassifierConfig, texts: pa.LargeStringArray, model: Path | None) -> pa.DoubleArray:

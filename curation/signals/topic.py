@@ -15,9 +15,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from curation.signals.fasttext_training import Settings
 from curation.signals.reference import Reference
 
 if TYPE_CHECKING:
@@ -26,11 +25,19 @@ if TYPE_CHECKING:
 Topic = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)]
 
 
-class TopicConfig(Settings):
+class TopicConfig(BaseModel):
     """The topics with their examples, and fastText's own settings under plain names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["topic"]
     examples: dict[Topic, Reference] = Field(alias="train", min_length=2, description="topic: files or a sample")
+    dimensions: int = Field(default=32, gt=0, le=1024)
+    buckets: int = Field(default=200_000, gt=0, le=50_000_000)
+    word_ngrams: int = Field(default=2, ge=1, le=5)
+    epochs: int = Field(default=10, gt=0)
+    learning_rate: float = Field(default=0.5, gt=0, le=5)
+    min_count: int = Field(default=2, ge=1)
 
     @model_validator(mode="after")
     def _no_key(self) -> TopicConfig:
@@ -58,7 +65,8 @@ def train(config: TopicConfig, texts: dict[str, pa.LargeStringArray], folder: Pa
     """Writes the model and its held-out figures into `folder`. A UserError where a topic has fewer than 10 distinct texts of its own."""
     from curation.signals import fasttext_training
 
-    fasttext_training.train(config, {topic: texts[topic] for topic in sorted(texts)}, folder, seed)
+    settings = fasttext_training.Settings(**{name: getattr(config, name) for name in fasttext_training.Settings.model_fields})
+    fasttext_training.train(settings, {topic: texts[topic] for topic in sorted(texts)}, folder, seed)
 
 
 def compute(config: TopicConfig, texts: pa.LargeStringArray, model: Path | None) -> pa.StructArray:
