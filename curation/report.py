@@ -201,7 +201,7 @@ def _short(rule: str) -> str:
         budget = next(
             f"{top[name]:,} {name}" if name != "share" else f"{top[name]:.1%}" for name in ("tokens", "documents", "share") if name in top
         )
-        return f"top {budget} by {top['by']}, {top['order']}"
+        return f"top {budget} by {top['by']}, {top['order']}" if "by" in top else f"top {budget}, {top['order']}"
     return rule if len(rule) <= 60 else f"{rule[:57]}..."
 
 
