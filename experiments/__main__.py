@@ -35,6 +35,8 @@ NAMES = (
     "topic_controller",
     "characterise",
     "durations",
+    "qa_share",
+    "corruption",
 )
 SEEDS = (11, 12, 13)
 
@@ -88,7 +90,12 @@ def run(chosen: Sequence[Claim], asked: argparse.Namespace) -> None:
                 print(f"{claim.name}, {rig.domain}, seed {rig.seed}: stored", file=sys.stderr, flush=True)
 
     with ThreadPoolExecutor(asked.jobs) as pool:
-        list(pool.map(one, places))
+        try:
+            for done in [pool.submit(one, place) for place in places]:
+                done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # one that failed ends those that have not begun
+            raise
 
 
 if __name__ == "__main__":

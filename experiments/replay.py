@@ -10,7 +10,7 @@ from experiments.rig.recipes import Rig
 from experiments.rig.results import Result, Results
 
 SHARES = (0.0, 0.05, REPLAY, 0.5)
-ARMS = {f"replay-{share * 100:02.0f}": f"{share:.0%} replay" for share in SHARES}
+ARMS = {f"replay-{share * 100:02.0f}": f"{share * 100:.0f} % replay" for share in SHARES}
 
 
 def run(rig: Rig) -> list[Result]:

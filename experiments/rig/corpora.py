@@ -91,7 +91,7 @@ def records(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def passages(text: str, longest: int = LONGEST) -> list[str]:
-    """The text in pieces of at most `longest` characters, cut at blank lines, else at line ends, else at sentences, else anywhere; none is lost."""
+    """The text in pieces of at most `longest` characters, cut at blank lines, else at line ends, else at sentences, else anywhere; only what is blank is lost."""
     pieces = [text]
     for boundary in (r"(?<=\n\n)", r"(?<=\n)", r"(?<=[.!?。！？] )"):
         pieces = [part for piece in pieces for part in (gathered(re.split(boundary, piece), longest) if len(piece) > longest else [piece])]

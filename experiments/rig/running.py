@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +35,9 @@ class Workshop:
 
     folder: Path
 
-    def manifest(self, name: str, recipe: Settings, *options: str) -> Path:
-        """The manifest of a recipe, built unless it is there."""
-        out = self.folder / "manifests" / f"{name}-{key(recipe, options)}"
+    def manifest(self, name: str, recipe: Settings, roots: Sequence[str] = ()) -> Path:
+        """The manifest of a recipe, built unless it is there; `roots` say where something is found, and decide nothing."""
+        out = self.folder / "manifests" / f"{name}-{key(recipe, ())}"
         if not (out / "manifest.json").exists():
             written = self.write(self.folder / "recipes" / f"{out.name}.yaml", {"name": name} | dict(recipe))
             self.run(
@@ -52,7 +52,7 @@ class Workshop:
                 "1",
                 "--replace",
                 *self.roots(),
-                *options,
+                *(word for root in roots for word in ("--root", root)),
             )
         return out
 
@@ -79,7 +79,7 @@ class Workshop:
         out = self.folder / "runs" / f"{name}-{key(digest(manifest), portable(config), [Path(option).name for option in options])}"
         if not (out / "export" / "config.json").exists():
             written = self.write(self.folder / "configs" / f"{out.name}.yaml", config)
-            begin = ["--start", "resume"] if (out / "checkpoints").exists() else list(options)
+            begin = ["--start", "resume"] if (out / "config.yaml").exists() else list(options)
             self.run(sys.executable, "-m", "train", "run", manifest, written, "-o", out, *begin)
         return out
 
