@@ -17,16 +17,18 @@ ARMS = {
     SOUP: "recipe, soup with 0.2 of the base",
     "full-general": "pool with a quarter of general text, one epoch",
     "recipe-general": "its recipe: best quarter + 30 % replay (40 %)",
+    "recipe-general+soup-0.9": "its recipe, soup with 0.1 of the base",
+    "recipe-general+soup-0.8": "its recipe, soup with 0.2 of the base",
 }
 
 
 def run(rig: Rig) -> list[Result]:
-    recipe = subset(rig, "importance")
-    return [recipe, full(rig), *soups(rig, recipe), subset(rig, "random"), full(rig, GENERAL_SHARE), recipe_on_general(rig)]
+    recipe, general = subset(rig, "importance"), recipe_on_general(rig)
+    return [recipe, full(rig), *soups(rig, recipe), subset(rig, "random"), full(rig, GENERAL_SHARE), general, *soups(rig, general)]
 
 
 def checks(results: Results) -> list[Check]:
-    whole, random, recipe, soup, whole_general, recipe_general = ARMS
+    whole, random, recipe, soup, whole_general, recipe_general, *soups_general = ARMS
     return [
         Check("domain, recipe - whole pool", results.difference(recipe, whole, Result.domain_loss), gate=-0.05),
         Check("guard, recipe - whole pool", results.difference(recipe, whole, Result.guard_loss), gate=-0.2),
@@ -34,10 +36,13 @@ def checks(results: Results) -> list[Check]:
         Check("guard, recipe + soup - whole pool", results.difference(soup, whole, Result.guard_loss), gate=-0.2),
         Check("domain, recipe - random fifth with replay", results.difference(recipe, random, Result.domain_loss), gate=-0.3),
         Check(
-            "domain, its recipe - pool with general text", results.difference(recipe_general, whole_general, Result.domain_loss), 0.0, True
+            "domain, its recipe - pool with general text", results.difference(recipe_general, whole_general, Result.domain_loss), gate=0.0
         ),
-        Check(
-            "guard, its recipe - pool with general text", results.difference(recipe_general, whole_general, Result.guard_loss), 0.0, True
+        Check("guard, its recipe - pool with general text", results.difference(recipe_general, whole_general, Result.guard_loss), gate=0.0),
+        *(
+            Check(f"{name}, {ARMS[arm]} - pool with general text", results.difference(arm, whole_general, loss), decides=False)
+            for arm in soups_general
+            for name, loss in (("domain", Result.domain_loss), ("guard", Result.guard_loss))
         ),
     ]
 
@@ -53,7 +58,10 @@ def figures(results: Results) -> dict[str, str]:
                 "full-general": "pool with general text",
                 "recipe-general": "its recipe",
             },
-            {"recipe + soup": [f"subset-importance+soup-{step / 10:.1f}" for step in range(10, 4, -1)]},
+            {
+                "recipe + soup": [f"subset-importance+soup-{step / 10:.1f}" for step in range(10, 4, -1)],
+                "its recipe + soup": [f"recipe-general+soup-{step / 10:.1f}" for step in range(10, 4, -1)],
+            },
         )
     }
 
