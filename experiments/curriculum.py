@@ -18,8 +18,8 @@ BUCKETS = 10
 def run(rig: Rig) -> list[Result]:
     """The base scores only what is drawn for the run; replay runs beside the ordered text at its constant rate."""
     tokens = rig.scale.tokens
-    drawn = [{"top": {"order": "random", "where": f"source = '{kind}'", "tokens": round(tokens * 0.29)}} for kind in rig.kinds]
-    drawn += [{"top": {"order": "random", "where": f"source = '{kind}'", "tokens": round(tokens * 0.2)}} for kind in GENERAL]
+    drawn = [{"top": {"order": "random", "where": f"source = '{kind}'", "tokens": round(tokens * 0.36)}} for kind in rig.kinds]
+    drawn += [{"top": {"order": "random", "where": f"source = '{kind}'", "tokens": round(tokens * 0.25)}} for kind in GENERAL]
     hardness = {"kind": "causal_lm", "model": str(rig.base()), "bos": False, "context": rig.scale.sequence_length}
     sources = {kind: {"files": f"corpora:{kind}.parquet", "where": f"part >= {REFERENCE}"} for kind in rig.kinds} | rig.general()
     new = ", ".join(f"'{kind}'" for kind in rig.kinds)

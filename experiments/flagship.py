@@ -48,22 +48,21 @@ def checks(results: Results) -> list[Check]:
 
 
 def figures(results: Results) -> dict[str, str]:
-    return {
-        "flagship": paths(
-            results,
-            {
-                "full": "whole pool",
-                "subset-random": "random fifth + replay",
-                "subset-importance": "recipe",
-                "full-general": "pool with general text",
-                "recipe-general": "its recipe",
-            },
-            {
-                "recipe + soup": [f"subset-importance+soup-{step / 10:.1f}" for step in range(10, 4, -1)],
-                "its recipe + soup": [f"recipe-general+soup-{step / 10:.1f}" for step in range(10, 4, -1)],
-            },
-        )
+    whole = {
+        "full": "whole pool (100 % of the tokens)",
+        "subset-random": "random fifth + replay (40 %)",
+        "subset-importance": "recipe (40 %)",
     }
+    general = {"full-general": "pool with general text (100 %)", "recipe-general": "its recipe (40 %)"}
+    return {
+        "flagship": paths(results, whole, {"recipe, averaged with the base": souped("subset-importance")}),
+        "flagship-general": paths(results, general, {"its recipe, averaged with the base": souped("recipe-general")}),
+    }
+
+
+def souped(arm: str) -> list[str]:
+    """The arm's soups from all of it to half of it."""
+    return [f"{arm}+soup-{step / 10:.1f}" for step in range(10, 4, -1)]
 
 
 CLAIM = Claim(

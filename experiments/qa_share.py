@@ -23,7 +23,8 @@ def run(rig: Rig) -> list[Result]:
 
 
 def world(rig: Rig, arm: str, share: float, prose: float, corrupt: float = 0.0) -> Result:
-    """An arm with `share` of its tokens questions and answers, `prose` the prose that they are made from, the rest general text."""
+    """An arm with `share` of its tokens questions and answers, `prose` the prose that they are made from, the rest general text. Nothing is dropped as
+    a duplicate, since a fact is asked again and again."""
     told, file, test = facts.write(rig.corpora, rig.seed)
     asked = {
         "from": "source = 'prose'",
@@ -37,7 +38,7 @@ def world(rig: Rig, arm: str, share: float, prose: float, corrupt: float = 0.0) 
     general = 1 - share - prose
     weights = {"prose": prose, "qa": share} | dict(zip(GENERAL, (general * BOOKS, general * (1 - BOOKS)), strict=True))
     used = {name: weight for name, weight in weights.items() if weight}
-    recipe = rig.recipe(sources, of_sources(list(used)), [stage(rig.scale.tokens, used)], max_epochs=8)
+    recipe = rig.plain(sources, of_sources(list(used)), [stage(rig.scale.tokens, used)], [], max_epochs=8)
     with facts.answering(told) as url:
         manifest = rig.workshop.manifest(f"{arm}-{rig.seed}", recipe, roots=[f"qa={url}"])
     tasks = {"facts": {"file": str(test), "prompt": "Question: {question}\nAnswer:"}}

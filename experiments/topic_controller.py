@@ -41,7 +41,7 @@ def mixture(rig: Rig, weights: Settings) -> dict[str, Any]:
 def controlled(rig: Rig, manifest: Path, shares: dict[str, float]) -> Result:
     """A quarter of the budget a round; after each, what is left is planned by the perplexities of its beginning and its end."""
     config = rig.config({"path": str(rig.base())}, rig.scale.rate, first=None, every=0.5)
-    config |= {"schedule": {"kind": "constant", "warmup": round(0.05 * rig.scale.tokens)}, "tokens": rig.scale.tokens // ROUNDS}
+    config |= {"schedule": {"kind": "constant", "warmup": round(0.05 * rig.scale.tokens)}}
     runs: list[Path] = []
     for number in range(ROUNDS):
         if runs:
@@ -56,7 +56,8 @@ def controlled(rig: Rig, manifest: Path, shares: dict[str, float]) -> Result:
             stages = json.loads((manifest / "manifest.json").read_text(encoding="utf-8"))["stages"]
             shares = {name: float(one["weight"]) for name, one in stages[0]["components"].items()}
         begin = ["--start", "continue", "--from", str(runs[-1])] if runs else []
-        runs.append(rig.workshop.trained(f"topics-{number}-{rig.domain}-{rig.seed}", manifest, config, *begin))
+        part = {"tokens": rig.scale.tokens // ROUNDS} if number + 1 < ROUNDS else {}  # to whole steps; the last round has what is left
+        runs.append(rig.workshop.trained(f"topics-{number}-{rig.domain}-{rig.seed}", manifest, config | part, *begin))
     result = of_run(
         "topics-controlled", rig.domain, rig.seed, manifest, runs[-1], **{f"share {name}": share for name, share in shares.items()}
     )

@@ -69,7 +69,7 @@ class Rig:
         steps: Sequence[Settings] = (),
         **mixture: Any,
     ) -> dict[str, Any]:
-        """A recipe that drops what equals or resembles a document of the exam."""
+        """A recipe that drops what equals or resembles a document of the exam, or another of its own that stands before it."""
         apart = {"kind": "minhash", "against": f"runs:{self.reserved.relative_to(self.workshop.folder)}"}
         first: list[Settings] = [{"add": {"known": apart}}, {"keep": "known IS NULL"}]
         return self.plain(sources, components, stages, [*first, *steps], **mixture)
