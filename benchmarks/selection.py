@@ -109,7 +109,9 @@ def causal_lm(given: Given) -> dict[str, Floats]:
 
     def perplexity(folder: Path) -> Floats:
         signal = SIGNALS["causal_lm"]
-        config = signal.config.model_validate({"kind": "causal_lm", "model": str(folder)})
+        config = signal.config.model_validate(
+            {"kind": "causal_lm", "model": str(folder), "stride": 224}
+        )  # half a context would cost twice the time
         return np.log(numbers(signal.compute(config, pa.array(given.pool, pa.large_string()), folder).field("perplexity"), np.inf))
 
     base, continued = map(perplexity, selection_lm.write(given.reference, given.general, given.seed, given.folder))

@@ -242,11 +242,11 @@ def train(
     return Model(folder, sha256_folder(folder), key, sum(path.stat().st_size for path in folder.rglob("*")))
 
 
-def require(model: Model, kind: str, step: str, memory: Memory) -> None:
+def require(model: Model, kind: str, config: BaseModel, step: str, memory: Memory) -> None:
     """Refuses a model for which the processes that will have it have no room; one that is mapped takes none."""
     signal = SIGNALS[kind]
     if not signal.mapped:
-        at_most = signal.processes() if signal.processes is not None else None
+        at_most = signal.processes(config) if signal.processes is not None else None
         memory._replace(workers=min(memory.workers, at_most or memory.workers)).require(f"add {step}", worker=model.bytes)
 
 

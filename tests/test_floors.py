@@ -50,6 +50,7 @@ ORDER = {
         "passages",
         "tokens",
         "signals.reference",
+        "signals.causal_lm_engines",
         "signals.causal_lm",
         "signals.plain",
         "signals.overlap",
