@@ -54,6 +54,20 @@ def main() -> None:
 
 
 @main.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("-o", "output", type=click.Path(path_type=Path), default=Path("recipe.yaml"), show_default=True, help="The recipe to write.")
+@click.option("--base", metavar="MODEL", help="The model to train: its folder, its tokenizer.json, or its name on the hub.")
+@click.option("--replace", is_flag=True, help="Replace a recipe of that name.")
+@answers
+def init(paths: tuple[str, ...], output: Path, base: str | None, replace: bool) -> None:
+    """Look at files, folders, patterns or URLs and write a commented recipe for them that builds as it is."""
+    from curation import report
+    from curation.starter import init as start
+
+    click.echo(report.started(start(list(paths), output, base, replace=replace)))
+
+
+@main.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("-o", "output", type=click.Path(path_type=Path), help="The manifest's folder [default: data_manifests/NAME-vVERSION].")

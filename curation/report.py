@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from curation.build import Built
     from curation.estimate import Estimate
     from curation.remix import Remixed
+    from curation.starter import Started
     from curation.sweep import Entry
     from mixing.export import Exported
     from mixing.findings import Finding
@@ -328,6 +329,22 @@ def verified(findings: Sequence[Finding]) -> str:
     lines = [f"{finding.verdict:<7} {finding.check}  {finding.figure}".rstrip() for finding in findings]
     failed = sum(not finding.ok for finding in findings)
     return "\n".join([*lines, f"{len(findings) - failed} of {len(findings)} checks hold" + (f", {failed} FAILED" if failed else "")])
+
+
+def started(made: Started) -> str:
+    """What `init` prints: the sources with what their samples say, what is no source and why, and the next command."""
+    rows = [["source", "files", "MB", "documents", "tokens", "language", "unusable", "copies"]]
+    for one in made.sources:
+        source, language = one.source, next((f"{code} {share:.0%}" for code, share in one.spoken), "-")
+        sizes = [f"{len(source.files):,}", f"{source.bytes / 1e6:,.1f}", f"{source.documents:,}", f"{one.tokens:,}"]
+        rows.append([source.name, *sizes, language, f"{source.damage:.1%}", f"{one.similar:.1%}"])
+    lines = ["figures of a sample; copies are texts that came before, nearly or to the letter"]
+    lines += [f"benchmark, to check against: {', '.join(one.patterns)}" for one in made.found.benchmarks]
+    for aside in made.found.asides:
+        more = f" and {len(aside.files) - 2:,} more" if len(aside.files) > 2 else ""
+        lines.append(f"set aside: {', '.join(aside.files[:2])}{more}: {aside.why}")
+    lines += [f"note: {remark}" for remark in made.remarks]
+    return f"{table(rows, '')}\n\n{chr(10).join(lines)}\n\n{made.path} is written; next: curate build {made.path} --dry-run"
 
 
 def dry_run(estimated: Estimate) -> str:
