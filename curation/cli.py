@@ -293,13 +293,15 @@ def verify_index(folder: Path, workers: int | None) -> None:
 @main.command()
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
+@as_json
 @answers
-def diff(a: Path, b: Path) -> None:
-    """Show what differs between two manifests: recipe, sources, budgets, documents gained and lost."""
-    from curation import explain
+def diff(a: Path, b: Path, as_json: bool) -> None:
+    """Show what differs between two manifests: recipe, inputs, rules, tokens, documents gained and lost, order."""
+    from curation import differences, report
     from mixing.manifest import Manifest
 
-    click.echo(explain.diff(Manifest.open(a), Manifest.open(b)))
+    one, other = Manifest.open(a), Manifest.open(b)
+    click.echo(report.as_json(differences.facts(one, other)) if as_json else differences.diff(one, other))
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""Why a document was kept or dropped, the texts behind the decisions, and what differs between two manifests.
+"""Why a document was kept or dropped, and the texts behind the decisions.
 
 The pool answers for every document; texts are read from the work directory of the build, which the manifest's provenance names.
 """
@@ -343,50 +343,3 @@ def _stored_at(manifest: Manifest, row: int) -> tuple[int, int] | None:
         if at < len(rows) and rows[at] == row:
             return file, at
     return None
-
-
-# --- two manifests
-
-
-def diff(a: Manifest, b: Manifest) -> str:
-    """What differs, as a reviewer would ask: settings, inputs, funnel, budget, documents."""
-    if a.digest == b.digest:
-        return f"the same manifest, digest {a.digest}"
-    lines = [f"a  {a.folder}  {a.digest}", f"b  {b.folder}  {b.digest}", ""]
-    lines += list(_changes("recipe", a.header["recipe"], b.header["recipe"]))
-    for part in ("parent", "sources", "components", "stages", "holdout", "models"):
-        lines += list(_changes(part, a.header[part], b.header[part]))
-    planned_a, planned_b = _planned(a), _planned(b)
-    lines += [
-        "",
-        f"documents planned: {len(planned_a):,} in a, {len(planned_b):,} in b, {len(planned_a - planned_b):,} lost, {len(planned_b - planned_a):,} gained",
-    ]
-    return "\n".join(lines)
-
-
-def _changes(path: str, a: Any, b: Any) -> Iterator[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in list(dict.fromkeys([*a, *b])):
-            yield from _changes(f"{path}.{key}", a.get(key), b.get(key))
-    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        for index, (one, other) in enumerate(zip(a, b, strict=True)):
-            yield from _changes(f"{path}[{index}]", one, other)
-    elif a != b:
-        yield f"{path}: {_brief(a)} -> {_brief(b)}"
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-def _planned(manifest: Manifest) -> set[str]:
-    """The contents of all planned documents."""
-    planned = [np.zeros(len(manifest.token_file(file).pool_row), np.bool_) for file in range(manifest.token_files)]
-    for stage in manifest.stage_arrays:  # a remix stores its parent's documents, planned or not
-        file, token_row, *_ = stage.columns
-        for number in np.unique(file):
-            planned[number][token_row[file == number]] = True
-    rows = np.concatenate([np.zeros(0, np.uint64), *(manifest.token_file(file).pool_row[here] for file, here in enumerate(planned))])
-    contents = pool(manifest).filter(pl.col("decision") == "kept").select("row", "content").collect()
-    return set(contents.filter(pl.col("row").is_in(rows))["content"].to_list())

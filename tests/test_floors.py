@@ -149,6 +149,7 @@ ORDER = {
         "indexing",
         "sketches",
         "report",
+        "differences",
         "cli",
     ],
     "train": [
