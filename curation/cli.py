@@ -61,10 +61,9 @@ def main() -> None:
 @answers
 def init(paths: tuple[str, ...], output: Path, base: str | None, replace: bool) -> None:
     """Look at files, folders, patterns or URLs and write a commented recipe for them that builds as it is."""
-    from curation import report
-    from curation.starter import init as start
+    from curation import report, verbs
 
-    click.echo(report.started(start(list(paths), output, base, replace=replace)))
+    click.echo(report.started(verbs.init(paths, output, base, replace=replace)))
 
 
 @main.command()
@@ -92,21 +91,14 @@ def build(
     dry_run: bool,
 ) -> None:
     """Build the manifest of RECIPE. KEY=VALUE sets one value of the recipe, as in mixture.stages.0.tokens=2M."""
-    from curation import report
-    from curation.build import build as build_manifest
-    from curation.engine import Run, default_workers
-    from curation.estimate import estimate
-    from curation.recipe import load
+    from curation import report, verbs
+    from curation.engine import default_workers
 
-    loaded = load(recipe, overrides)
-    run = Run(work or recipe.parent / ".tilth", workers or default_workers(), _roots(roots), memory)
+    how: dict[str, Any] = {"work": work, "workers": workers or default_workers(), "memory": memory, "roots": _roots(roots)}
     if dry_run:
-        click.echo(report.dry_run(estimate(loaded, recipe.parent, run)))
-        return
-    built = build_manifest(
-        loaded, recipe.parent, output or Path("data_manifests") / f"{loaded.name}-v{loaded.version}", run, replace=replace
-    )
-    click.echo(report.built(built))
+        click.echo(report.dry_run(verbs.dry_run(recipe, *overrides, **how)))
+    else:
+        click.echo(report.built(verbs.build(recipe, *overrides, output=output, replace=replace, **how)))
 
 
 def _roots(roots: tuple[str, ...]) -> dict[str, str]:

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from curation.explain import pool
 from mixing.manifest import Manifest
 
 Value = TypeVar("Value")
@@ -144,7 +143,7 @@ def _planned(manifest: Manifest) -> pl.DataFrame:
         for number in np.unique(file):
             planned[number][token_row[file == number]] = True
     rows = np.concatenate([np.zeros(0, np.uint64), *(manifest.token_file(file).pool_row[here] for file, here in enumerate(planned))])
-    found = pool(manifest).select("row", "content", "source").join(pl.LazyFrame({"row": rows}), on="row", how="semi").collect()
+    found = manifest.pool().select("row", "content", "source").join(pl.LazyFrame({"row": rows}), on="row", how="semi").collect()
     return found.select("content", "source").unique("content", keep="first", maintain_order=True)
 
 
@@ -180,7 +179,7 @@ def _at(contents: list[npt.NDArray[np.int64]], file: npt.NDArray[np.uint32], row
 def _contents(manifest: Manifest) -> list[npt.NDArray[np.int64]]:
     """The first 60 bits of the content of every stored document, by file and row."""
     first = pl.col("content").str.slice(0, 15).str.to_integer(base=16)
-    table = pool(manifest).filter(pl.col("content").is_not_null()).select("row", first).collect()
+    table = manifest.pool().filter(pl.col("content").is_not_null()).select("row", first).collect()
     rows, contents = table["row"].to_numpy(), table["content"].to_numpy()
     return [contents[np.searchsorted(rows, manifest.token_file(file).pool_row)] for file in range(manifest.token_files)]
 

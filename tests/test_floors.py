@@ -18,6 +18,7 @@ PACKAGES = ("curation", "mixing", "train")
 ORDER = {
     "mixing": [
         "mixing",
+        "canonical",
         "manifest",
         "measurements",
         "pool",
@@ -150,6 +151,7 @@ ORDER = {
         "sketches",
         "report",
         "differences",
+        "verbs",
         "cli",
     ],
     "train": [
