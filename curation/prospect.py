@@ -24,14 +24,14 @@ from curation.clean import has_visible
 from curation.finding import locate, natural
 from curation.formats import ENDINGS, FORMATS, PACKED, format_of, readers_of, streams, true_format
 from curation.formats.records import Fields, Record, in_chunks, records_of
-from curation.remote import Place, Remote
+from curation.remote import Place, Remote, is_url
 from curation.sampling import spread_records
 from curation.selection import Choice, select
 from curation.signals.contamination import ItemColumns
 from mixing import UserError
 
 LOOKED_AT, SAMPLED, MEASURED = 64, 4, 500
-STREAM_BYTES = 32 << 20  # of a compressed file: damage comes in clumps
+STREAM_BYTES = 32 << 20  # of a compressed file, a quarter of it of a plain one: damage comes in clumps
 TEXT_NAMES = ("text", "content", "contents", "body", "abstract", "article", "document", "raw_content", "markdown", "code", "passage")
 KEY_NAMES = ("id", "key", "uuid", "_id", "doc_id", "document_id", "pmid", "pmcid", "doi", "arxiv_id", "url", "path", "title")
 LICENCE_NAMES = ("licence", "license")
@@ -151,7 +151,8 @@ def _why_not(asides: dict[str, list[str]]) -> str:
 
 def _named(path: str, beside: Path, *, alone: bool) -> list[tuple[File, str]]:
     """The files at a path, each with the name of the source it would belong to."""
-    root, _, _, found = locate("init", path, "init", Path(), {})
+    folder = is_url(path) and format_of(path) is None and not re.search(r"[*?\[]", path)
+    root, _, _, found = locate("init", f"{path.rstrip('/')}/" if folder else path, "init", Path(), {})
     title = PurePosixPath(str(root)).name
     loose = {_stem(one) for one in found if "/" not in one and format_of(one) not in (None, *DOCUMENTS)}
     files = []
@@ -405,11 +406,13 @@ def _patterns(files: list[File], beside: Path) -> list[str]:
     """A pattern that names these files and no other, or the files one by one."""
     if len(files) == 1:
         return [_escaped(files[0].written)]
-    endings = sorted({_ending(file.written) for file in files})
-    folders = sorted({os.path.dirname(file.written) for file in files})
-    for folder, inside in ((os.path.commonpath(folders), "*"), (os.path.commonpath(folders), "**/*")):
-        patterns = [os.path.join(escape(folder), f"{inside}{ending}") for ending in endings] if "://" not in folder else []
-        if patterns and _matches(patterns, beside) == {os.path.normpath(beside.resolve() / file.written) for file in files}:
+    scheme, separator, _ = files[0].written.rpartition("://")
+    named = [file.written.removeprefix(f"{scheme}{separator}") for file in files]
+    folder = os.path.commonpath([os.path.dirname(one) for one in named])
+    top = f"{scheme}{separator}{folder}" if separator else escape(folder)
+    for inside in ("*", "**/*"):
+        patterns = [f"{top}/{inside}{ending}".removeprefix("/" * (not folder)) for ending in sorted({_ending(one) for one in named})]
+        if _matches(patterns, beside) == {_place(file.written, beside) for file in files}:
             return patterns
     return [_escaped(file.written) for file in files]
 
@@ -428,4 +431,9 @@ def _matches(patterns: list[str], beside: Path) -> set[str]:
         root, _, _, found = locate("init", patterns, "init", beside.resolve(), {})
     except UserError:
         return set()
-    return {os.path.normpath(str(root / one)) for one in found}
+    return {_place(str(root / one), beside) for one in found}
+
+
+def _place(written: str, beside: Path) -> str:
+    """Where a file lies that a recipe names so."""
+    return written if "://" in written else os.path.normpath(beside.resolve() / written)

@@ -8,14 +8,13 @@ from curation.formats import FORMATS, streams
 from curation.formats.records import Fields, Record, records_of
 from curation.remote import Place
 
-SAMPLE_BYTES = 1 << 20
 SAMPLE_RECORDS = 500
 WINDOWS = 8
 COMPRESSED_BYTES = 4 << 20
 
 
 def spread_records(whole: Place, size: int, form: str, fields: Fields, enough: int = COMPRESSED_BYTES) -> tuple[list[Record], float]:
-    """Records of a file of `size` bytes, and the share of the file they are: windows of plain lines, the middle and last of row groups and batches, the first `enough` bytes of a stream."""
+    """Records of a file of `size` bytes, and the share of the file they are: windows of plain lines, a quarter of `enough` together, the middle and last of row groups and batches, the first `enough` bytes of a stream."""
     spans = FORMATS[form].spans(whole, size, 1)  # row groups or batches one by one; bytes, if it is entered anywhere
     read = FORMATS[form].read
     if form != "lines" and spans and spans[0][1] is not None:
@@ -27,7 +26,7 @@ def spread_records(whole: Place, size: int, form: str, fields: Fields, enough: i
         found = _until_enough(records_of(read(whole, fields, 0, None)), enough)
         decoded = sum(record.size for record in found) or 1
         return found, min(1.0, decoded / max(streams.decoded_size(whole, decoded), 1))
-    window = min(size, SAMPLE_BYTES) // WINDOWS + 1
+    window = min(size, enough // 4) // WINDOWS + 1
     starts = sorted({round(index * max(size - window, 0) / (WINDOWS - 1)) for index in range(WINDOWS)})
     found = [record for start in starts for record in records_of(read(whole, fields, start, start + window))]
     return found, min(1.0, sum(record.size for record in found) / max(size, 1))
