@@ -1,6 +1,6 @@
 """What `curate` does, as functions: the same words, values instead of printed text. `import curation` offers them all without importing any of what they need.
 
-A path may be a string. What a user can mend is a `mixing.UserError` with the message that the command prints. `workers` is 1 here: a script that asks for more, which are processes of
+A path may be a string, and `Opened` is a `Manifest` or the path of one. What a user can mend is a `mixing.UserError` with the message that the command prints. `workers` is 1 here: a script that asks for more, which are processes of
 their own, has to be importable, with its work below `if __name__ == "__main__":`; a notebook needs nothing.
 """
 

@@ -138,15 +138,21 @@ def doc(thing: object) -> str:
 
 
 def function(name: str, thing: Callable[..., object], level: int = 2) -> str:
-    signature = str(inspect.signature(thing)).replace("'", "")
-    if len(name) + len(signature) > 100:
-        parameters = [f"    {str(one).replace(chr(39), '')}," for one in inspect.signature(thing).parameters.values()]
-        star = next((n for n, one in enumerate(inspect.signature(thing).parameters.values()) if one.kind is one.KEYWORD_ONLY), None)
-        variadic = any(one.kind is one.VAR_POSITIONAL for one in inspect.signature(thing).parameters.values())
-        if star is not None and not variadic:
-            parameters.insert(star, "    *,")
-        signature = "\n".join(["(", *parameters, f") -> {str(inspect.signature(thing).return_annotation).replace(chr(39), '')}"])
-    return f"{'#' * level} {name}\n\n```text\n{name.rpartition('.')[2]}{signature}\n```\n\n{doc(thing)}"
+    signature = inspect.signature(thing)
+    parameters, starred = [], False
+    for one in signature.parameters.values():
+        starred |= one.kind is one.VAR_POSITIONAL
+        if one.kind is one.KEYWORD_ONLY and not starred:
+            parameters.append("*")
+            starred = True
+        annotation = "" if one.annotation is one.empty else f": {one.annotation}"
+        value = "" if one.default is one.empty else f" = {one.default!r}"
+        parameters.append(f"{'*' * (one.kind is one.VAR_POSITIONAL)}{one.name}{annotation}{value}")
+    shown = f"{name.rpartition('.')[2]}({', '.join(parameters)}) -> {signature.return_annotation}"
+    if len(shown) > 100:
+        listed = "\n".join(f"    {parameter}," for parameter in parameters)
+        shown = f"{name.rpartition('.')[2]}(\n{listed}\n) -> {signature.return_annotation}"
+    return f"{'#' * level} {name}\n\n```text\n{shown}\n```\n\n{doc(thing)}"
 
 
 def members(thing: object) -> str:
