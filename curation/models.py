@@ -37,7 +37,7 @@ from curation.signals import SIGNALS, Columns, ModelFile, ModelFolder, Reference
 from curation.tokens import HUB_NAME, hub_folder
 from curation.work import Digests, Work, folder_atomic, key_of, sha256_folder
 from mixing import UserError
-from mixing.manifest import canonical_json
+from mixing.canonical import canonical_json
 
 TEXT = "text"
 METRICS = "metrics.json"

@@ -18,6 +18,7 @@ PACKAGES = ("curation", "mixing", "train")
 ORDER = {
     "mixing": [
         "mixing",
+        "canonical",
         "manifest",
         "measurements",
         "pool",
@@ -108,6 +109,7 @@ ORDER = {
         "formats.web",
         "formats.warc",
         "formats",
+        "sampling",
         "selection",
         "work",
         "engine",
@@ -136,6 +138,9 @@ ORDER = {
         "synthesis.parents",
         "synthesis.resolving",
         "recipe",
+        "prospect",
+        "drafting",
+        "starter",
         "synthesis.making",
         "synthesis.waves",
         "assemble",
@@ -146,6 +151,8 @@ ORDER = {
         "indexing",
         "sketches",
         "report",
+        "differences",
+        "verbs",
         "cli",
     ],
     "train": [
