@@ -19,7 +19,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 POLARS_MAX_THREADS=1 TOKENIZ
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-vllm check docs bench claims claims-full clean
+.PHONY: help setup demo test test-fast test-vllm check docs site bench claims claims-full clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,14 +57,18 @@ $(VLLM_VENV)/.ready: pyproject.toml
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -e .
 	@touch $@
 
-check: $(VENV)/.ready ## lint, format, types, and that the generated pages are up to date
+check: $(VENV)/.ready ## lint, format, types, that the generated pages are up to date and that every link leads somewhere
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python docs/build_site.py build/site
 
 docs: $(VENV)/.ready ## write the generated pages again: docs/reference, data_manifests/README.md, the tree in README.md
 	$(BIN)/python docs/generate.py
+
+site: $(VENV)/.ready ## the documentation as HTML pages under build/site, links checked, no network
+	$(BIN)/python docs/build_site.py build/site
 
 bench: $(VENV)/.ready ## every script in benchmarks/, on the demo's corpus or on yours: FILES="a.parquet b.jsonl" TOKENIZER=tokenizer.json RECIPE=recipe.yaml
 	@test -d build/demo/corpus || $(BIN)/python examples/harvest_stdlib.py build/demo/corpus

@@ -22,13 +22,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Timer
 
 import click
 
-from curation import build as build_module
 from curation.engine import Engine, Run
 from curation.recipe import load
 
@@ -70,7 +70,8 @@ class Watched(Engine):
 
 def _run(recipe: Path, folder: Path, waits: dict[str, float], worker: bool, notes: Path) -> None:
     Watched.waits, Watched.worker, Watched.notes = waits, worker, notes
-    build_module.Engine = Watched  # type: ignore[misc]
+    build_module = import_module("curation.build")
+    build_module.Engine = Watched  # type: ignore[attr-defined]
     sys.stderr = (folder / "errors").open("w", buffering=1)
     build_module.build(load(recipe), recipe.parent, folder / "manifest", Run(folder / "work", workers=2))
 

@@ -6,7 +6,7 @@ CORPORA holds the folders named in DOMAIN and GENERAL, each with Parquet or JSON
 domain, in equal parts from its sources and from the general ones; a reference is drawn evenly from the domain's sources and shares no text with the pool. Pools, references
 and settings were fixed before the first run; every scorer runs with the defaults of its signal, through the signal's own `train` and `compute`, each training in a fresh process.
 
-A scorer is one function: what it is given (`Given`) -> one number per text of the pool, the greater the better.
+A scorer is one function: what it is given (`Given`) -> one number per text of the pool, the greater the better; several numbers by name where they come from the same models.
 """
 
 from __future__ import annotations
@@ -103,16 +103,32 @@ def fasttext_against_general(given: Given) -> Floats:
     return fasttext(given.general, given)
 
 
+def causal_lm(given: Given) -> dict[str, Floats]:
+    """Perplexity under a small model continued on the reference, its contrast to the model it was continued from, and the perplexity under that one, a base that never saw the domain."""
+    import selection_lm
+
+    def perplexity(folder: Path) -> Floats:
+        signal = SIGNALS["causal_lm"]
+        config = signal.config.model_validate(
+            {"kind": "causal_lm", "model": str(folder), "stride": 224}
+        )  # half a context would cost twice the time
+        return np.log(numbers(signal.compute(config, pa.array(given.pool, pa.large_string()), folder).field("perplexity"), np.inf))
+
+    base, continued = map(perplexity, selection_lm.write(given.reference, given.general, given.seed, given.folder))
+    return {"continued": -continued, "contrast": base - continued, "base": -base}
+
+
 def chance(given: Given) -> Floats:
     return np.random.default_rng(given.seed).random(len(given.pool))
 
 
-SCORERS: dict[str, Callable[[Given], Floats]] = {
+SCORERS: dict[str, Callable[[Given], Floats | dict[str, Floats]]] = {
     "ngram": ngram,
     "importance (log_ratio)": partial(importance, "log_ratio"),
     "importance (mean)": partial(importance, "mean"),
     "fasttext": fasttext_against_pool,
     "fasttext (clean negatives)": fasttext_against_general,
+    "causal_lm": causal_lm,
     "chance": chance,
 }
 
@@ -179,10 +195,13 @@ def measured(scores: Floats, pool: list[Document]) -> dict[str, float]:
     return found
 
 
-def score(scorer: str, reference: list[str], pool: list[str], general: list[str], seed: int) -> tuple[Floats, float]:
+def score(scorer: str, reference: list[str], pool: list[str], general: list[str], seed: int) -> tuple[dict[str, Floats], float]:
+    """Scores by the name they stand under in the table, and the processor's seconds."""
     with TemporaryDirectory() as folder:
         began = time.process_time()
-        return SCORERS[scorer](Given(reference, pool, general, seed, Path(folder))), time.process_time() - began
+        found = SCORERS[scorer](Given(reference, pool, general, seed, Path(folder)))
+        named = {f"{scorer} ({name})": one for name, one in found.items()} if isinstance(found, dict) else {scorer: found}
+        return named, time.process_time() - began
 
 
 def runs(everything: dict[str, list[Document]], scorers: list[str], seeds: list[int]) -> Iterator[dict[str, Any]]:
@@ -193,16 +212,11 @@ def runs(everything: dict[str, list[Document]], scorers: list[str], seeds: list[
                 for scorer in scorers:
                     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
                         scores, seconds = apart.submit(score, scorer, reference, [one.text for one in pool], general, seed).result()
-                    found = {
-                        "share": share,
-                        "references": references,
-                        "seed": seed,
-                        "scorer": scorer,
-                        "cpu_s": round(seconds, 2),
-                        **measured(scores, pool),
-                    }
-                    print(json.dumps(found), file=sys.stderr, flush=True)
-                    yield found
+                    for name, one in scores.items():
+                        found = {"share": share, "references": references, "seed": seed, "scorer": name, "cpu_s": round(seconds, 2)}
+                        found |= measured(one, pool)
+                        print(json.dumps(found), file=sys.stderr, flush=True)
+                        yield found
 
 
 def table(found: list[dict[str, Any]]) -> Iterator[str]:

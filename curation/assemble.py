@@ -26,8 +26,9 @@ from curation.ranking import lots
 from curation.step import Add, Keep, Step, Top, fate_of
 from curation.steps import ALIVE, State, frame, numbers, signal_values, start
 from curation.tokenized import TokenIds, tokenize
+from mixing.canonical import canonical_json
 from mixing.draws import Documents
-from mixing.manifest import NO_COMPONENT, Holdout, canonical_json
+from mixing.manifest import NO_COMPONENT, Holdout
 from mixing.plan import Mixture, Plan
 from mixing.pool import ROWS_PER_FILE, pool_schema
 from mixing.write import ManifestWriter

@@ -47,6 +47,11 @@ class Built:
     remembered: dict[str, int]
     warnings: list[str]
 
+    @property
+    def manifest(self) -> Manifest:
+        """What was made, opened."""
+        return Manifest.open(self.folder)
+
 
 def build(recipe: Recipe, folder: Path, target: Path, run: Run, *, replace: bool = False) -> Built:
     """Builds the manifest of `recipe`, whose paths start at `folder`, into `target`."""

@@ -54,6 +54,19 @@ def main() -> None:
 
 
 @main.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("-o", "output", type=click.Path(path_type=Path), default=Path("recipe.yaml"), show_default=True, help="The recipe to write.")
+@click.option("--base", metavar="MODEL", help="The model to train: its folder, its tokenizer.json, or its name on the hub.")
+@click.option("--replace", is_flag=True, help="Replace a recipe of that name.")
+@answers
+def init(paths: tuple[str, ...], output: Path, base: str | None, replace: bool) -> None:
+    """Look at files, folders, patterns or URLs and write a commented recipe for them that builds as it is."""
+    from curation import report, verbs
+
+    click.echo(report.started(verbs.init(paths, output, base, replace=replace)))
+
+
+@main.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("-o", "output", type=click.Path(path_type=Path), help="The manifest's folder [default: data_manifests/NAME-vVERSION].")
@@ -78,21 +91,14 @@ def build(
     dry_run: bool,
 ) -> None:
     """Build the manifest of RECIPE. KEY=VALUE sets one value of the recipe, as in mixture.stages.0.tokens=2M."""
-    from curation import report
-    from curation.build import build as build_manifest
-    from curation.engine import Run, default_workers
-    from curation.estimate import estimate
-    from curation.recipe import load
+    from curation import report, verbs
+    from curation.engine import default_workers
 
-    loaded = load(recipe, overrides)
-    run = Run(work or recipe.parent / ".tilth", workers or default_workers(), _roots(roots), memory)
+    how: dict[str, Any] = {"work": work, "workers": workers or default_workers(), "memory": memory, "roots": _roots(roots)}
     if dry_run:
-        click.echo(report.dry_run(estimate(loaded, recipe.parent, run)))
-        return
-    built = build_manifest(
-        loaded, recipe.parent, output or Path("data_manifests") / f"{loaded.name}-v{loaded.version}", run, replace=replace
-    )
-    click.echo(report.built(built))
+        click.echo(report.dry_run(verbs.dry_run(recipe, *overrides, **how)))
+    else:
+        click.echo(report.built(verbs.build(recipe, *overrides, output=output, replace=replace, **how)))
 
 
 def _roots(roots: tuple[str, ...]) -> dict[str, str]:
@@ -279,13 +285,15 @@ def verify_index(folder: Path, workers: int | None) -> None:
 @main.command()
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
+@as_json
 @answers
-def diff(a: Path, b: Path) -> None:
-    """Show what differs between two manifests: recipe, sources, budgets, documents gained and lost."""
-    from curation import explain
+def diff(a: Path, b: Path, as_json: bool) -> None:
+    """Show what differs between two manifests: recipe, inputs, rules, tokens, documents gained and lost, order."""
+    from curation import differences, report
     from mixing.manifest import Manifest
 
-    click.echo(explain.diff(Manifest.open(a), Manifest.open(b)))
+    one, other = Manifest.open(a), Manifest.open(b)
+    click.echo(report.as_json(differences.facts(one, other)) if as_json else differences.diff(one, other))
 
 
 @main.command()

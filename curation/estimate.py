@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,11 +19,11 @@ import pyarrow as pa
 from curation import rules
 from curation.clean import has_visible
 from curation.engine import Engine, Run
-from curation.formats import FORMATS, streams
 from curation.formats.records import Record, in_chunks, records_of
 from curation.memory import DOCUMENT, LEAST_RANGE, RANGE_TIMES
 from curation.recipe import Recipe, Resolved, resolve_recipe
 from curation.rules import rule_schema
+from curation.sampling import spread_records
 from curation.selection import select
 from curation.sources import Source
 from curation.step import Add
@@ -32,11 +31,6 @@ from curation.tokens import Encoder
 from curation.work import Digests, Work
 from mixing.plan import Mixture, stage_quotas
 from mixing.strategies import needs_sizes
-
-SAMPLE_BYTES = 1 << 20
-SAMPLE_RECORDS = 500
-WINDOWS = 8
-COMPRESSED_BYTES = 4 << 20
 
 
 class Sampled(NamedTuple):
@@ -115,7 +109,7 @@ def _sample(source: Source, resolved: Resolved) -> Sampled:
     raw = 0
     for index in chosen:
         path, size, _ = source.inputs[index]
-        read, share = _spread_records(source, path, size)
+        read, share = spread_records(source.root / path, size, source.formats[path], source.fields)
         records += read
         raw += round(size * share)
     selected = list(records_of(select(in_chunks(records, len(source.fields.columns)), source.choice, tuple(resolved.recipe.clean))))
@@ -150,36 +144,6 @@ def _unmade(name: str, resolved: Resolved) -> Sampled:
         elsewhere = set(rule.columns) == {"source"} and not rule.decide(alone)[0].any()
         shares[component] = 0.0 if elsewhere else None
     return Sampled(name, 0, 0, 0, 0, 0, 0, 0, shares)
-
-
-def _spread_records(source: Source, path: str, size: int) -> tuple[list[Record], float]:
-    """Records from all over a file, as far as its format can be entered in the middle, and the share of the file they are."""
-    whole, form = source.root / path, FORMATS[source.formats[path]]
-    spans = form.spans(whole, size, 1)  # row groups or batches one by one; bytes, if it is entered anywhere
-    if source.formats[path] != "lines" and spans and spans[0][1] is not None:
-        middle, last = (list(records_of(form.read(whole, source.fields, *spans[index]))) for index in ((len(spans) - 1) // 2, -1))
-        records = middle + last if len(spans) > 1 else middle
-        found = records[:: max(1, len(records) // SAMPLE_RECORDS)]
-        return found, len(found) / max(len(middle) * (len(spans) - 1) + len(last), 1)
-    if source.formats[path] != "lines" or streams.is_stream(whole):
-        found = _until_enough(records_of(form.read(whole, source.fields, 0, None)), COMPRESSED_BYTES)
-        decoded = sum(record.size for record in found) or 1
-        return found, min(1.0, decoded / max(streams.decoded_size(whole, decoded), 1))
-    window = min(size, SAMPLE_BYTES) // WINDOWS + 1
-    starts = sorted({round(index * max(size - window, 0) / (WINDOWS - 1)) for index in range(WINDOWS)})
-    found = [record for start in starts for record in records_of(form.read(whole, source.fields, start, start + window))]
-    return found, min(1.0, sum(record.size for record in found) / max(size, 1))
-
-
-def _until_enough(records: Iterator[Record], enough: int) -> list[Record]:
-    found: list[Record] = []
-    size = 0
-    for record in records:
-        found.append(record)
-        size += record.size
-        if size >= enough:
-            break
-    return found
 
 
 def _shares(source: Source, usable: list[Record], texts: list[str], resolved: Resolved) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""Why a document was kept or dropped, the texts behind the decisions, and what differs between two manifests.
+"""Why a document was kept or dropped, and the texts behind the decisions.
 
 The pool answers for every document; texts are read from the work directory of the build, which the manifest's provenance names.
 """
@@ -20,18 +20,14 @@ from curation.corpus import Shard
 from curation.passages import excerpt, first_character, first_difference, longest_shared, words_of
 from curation.signals.contamination import text_of
 from mixing import UserError
+from mixing.canonical import canonical_json
 from mixing.history import before, remembers, stored
-from mixing.manifest import Manifest, canonical_json
+from mixing.manifest import Manifest
 
 SHOWN = 2000
 PASSAGE = 300  # characters of a shared passage
 PARTING = 12  # words from where two texts part
 FIXED = ("row", "source", "origin", "key", "content", "bytes", "parents", "decision", "reason", "evidence", "n_tokens")
-
-
-def pool(manifest: Manifest) -> pl.LazyFrame:
-    """Every record read, with all signals and the decision."""
-    return pl.scan_parquet([str(path) for path in manifest.pool_files()])
 
 
 # --- texts
@@ -89,7 +85,7 @@ def show(
     manifest: Manifest, reason: str | None, decision: str | None, source: str | None, documents: int, work: Path | None
 ) -> Iterator[str]:
     """Documents with their decision and text, in pool order, evenly spread over those that match."""
-    rows = pool(manifest)
+    rows = manifest.pool()
     if reason is not None:
         rows = rows.filter(pl.col("reason").str.contains(reason, literal=True))
     if decision is not None:
@@ -100,11 +96,11 @@ def show(
         rows = rows.filter(pl.col("source") == source)
     matching = rows.select("row").collect()["row"]
     if matching.is_empty():
-        reasons = pool(manifest).select(pl.col("reason").drop_nulls().unique()).collect()["reason"].sort().to_list()
+        reasons = manifest.pool().select(pl.col("reason").drop_nulls().unique()).collect()["reason"].sort().to_list()
         raise UserError(f"no document matches; reasons in {manifest.folder}: {'; '.join(map(repr, reasons[:20])) or 'none'}")
     step = max(1, len(matching) // documents)
     chosen = matching.gather_every(step).head(documents).to_list()
-    records = {record["row"]: record for record in pool(manifest).filter(pl.col("row").is_in(chosen)).collect().to_dicts()}
+    records = {record["row"]: record for record in manifest.pool().filter(pl.col("row").is_in(chosen)).collect().to_dicts()}
     found = texts(shards_of(manifest, work), chosen)
     for row in chosen:
         yield f"{_heading(records[row])}\n{_shown(found.get(row, ''))}\n"
@@ -141,7 +137,7 @@ def _by_name(manifest: Manifest, name: str) -> list[dict[str, Any]]:
     named = (pl.col("key") == name) | (pl.col("origin") == name)
     if name.isascii() and name.isdigit() and int(name) < records:
         named |= pl.col("row") == int(name)
-    found = pool(manifest).filter(named).collect().to_dicts()
+    found = manifest.pool().filter(named).collect().to_dicts()
     if not found:
         raise UserError(f"{name!r}: no row, key or origin of {manifest.folder}; rows run from 0 to {records - 1}")
     return found
@@ -154,7 +150,7 @@ def _by_text(manifest: Manifest, text: str) -> list[dict[str, Any]]:
             raise UserError(f"--text {text}: no such file")
         text = path.read_text(encoding="utf-8")
     content = xxhash.xxh3_128_hexdigest(cleaned(text, manifest.header["recipe"]["clean"])[0].encode())
-    found = pool(manifest).filter(pl.col("content") == content).collect().to_dicts()
+    found = manifest.pool().filter(pl.col("content") == content).collect().to_dicts()
     if not found:
         raise UserError(
             f"--text: no document of {manifest.folder} has this text (content {content} after {manifest.header['recipe']['clean'] or 'no'} clean steps)"
@@ -227,7 +223,7 @@ def _made_from(manifest: Manifest, record: dict[str, Any]) -> Iterator[str]:
     if record["parents"] is None:
         return
     recipe = next(source["synthesize"] for source in manifest.header["recipe"]["sources"] if source["name"] == record["source"])
-    for parent in pool(manifest).filter(pl.col("row").is_in(record["parents"])).collect().to_dicts():
+    for parent in manifest.pool().filter(pl.col("row").is_in(record["parents"])).collect().to_dicts():
         yield f"  made from row {parent['row']}, {parent['source']} {parent['origin']}, {parent['decision']}"
     digest = next(one["digest"] for one in recipe["templates"] if one["name"] == record["template"])
     revision = f" at revision {recipe['revision']}" if recipe["revision"] else ""
@@ -241,7 +237,7 @@ def _fate_of_survivor(manifest: Manifest, row: int, evidence: dict[str, Any]) ->
         if "index" in evidence:
             return
         seen.add(evidence["row"])
-        survivor = pool(manifest).filter(pl.col("row") == evidence["row"]).collect().to_dicts()[0]
+        survivor = manifest.pool().filter(pl.col("row") == evidence["row"]).collect().to_dicts()[0]
         if survivor["decision"] == "held_out":
             yield f"    row {survivor['row']} is held out"
             return
@@ -343,50 +339,3 @@ def _stored_at(manifest: Manifest, row: int) -> tuple[int, int] | None:
         if at < len(rows) and rows[at] == row:
             return file, at
     return None
-
-
-# --- two manifests
-
-
-def diff(a: Manifest, b: Manifest) -> str:
-    """What differs, as a reviewer would ask: settings, inputs, funnel, budget, documents."""
-    if a.digest == b.digest:
-        return f"the same manifest, digest {a.digest}"
-    lines = [f"a  {a.folder}  {a.digest}", f"b  {b.folder}  {b.digest}", ""]
-    lines += list(_changes("recipe", a.header["recipe"], b.header["recipe"]))
-    for part in ("parent", "sources", "components", "stages", "holdout", "models"):
-        lines += list(_changes(part, a.header[part], b.header[part]))
-    planned_a, planned_b = _planned(a), _planned(b)
-    lines += [
-        "",
-        f"documents planned: {len(planned_a):,} in a, {len(planned_b):,} in b, {len(planned_a - planned_b):,} lost, {len(planned_b - planned_a):,} gained",
-    ]
-    return "\n".join(lines)
-
-
-def _changes(path: str, a: Any, b: Any) -> Iterator[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in list(dict.fromkeys([*a, *b])):
-            yield from _changes(f"{path}.{key}", a.get(key), b.get(key))
-    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        for index, (one, other) in enumerate(zip(a, b, strict=True)):
-            yield from _changes(f"{path}[{index}]", one, other)
-    elif a != b:
-        yield f"{path}: {_brief(a)} -> {_brief(b)}"
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-def _planned(manifest: Manifest) -> set[str]:
-    """The contents of all planned documents."""
-    planned = [np.zeros(len(manifest.token_file(file).pool_row), np.bool_) for file in range(manifest.token_files)]
-    for stage in manifest.stage_arrays:  # a remix stores its parent's documents, planned or not
-        file, token_row, *_ = stage.columns
-        for number in np.unique(file):
-            planned[number][token_row[file == number]] = True
-    rows = np.concatenate([np.zeros(0, np.uint64), *(manifest.token_file(file).pool_row[here] for file, here in enumerate(planned))])
-    contents = pool(manifest).filter(pl.col("decision") == "kept").select("row", "content").collect()
-    return set(contents.filter(pl.col("row").is_in(rows))["content"].to_list())

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from curation.corpus import Positions, Shard, chunkless, read_corpus
 from curation.dedup.index import FILE, Index, Part, Source, batch, changing, damaged, save, write_members
 from curation.engine import Engine, Run
-from curation.explain import pool, shards_of
+from curation.explain import shards_of
 from curation.recipe import SourceName, read_yaml
 from curation.sources import SourceConfig, resolve
 from curation.work import Digests, Work, folder_atomic
@@ -79,7 +79,7 @@ def _checked(name: str) -> str:
 def _of_manifest(path: Path, work: Path | None, room: Path) -> Given:
     manifest = Manifest.open(path)
     shards = shards_of(manifest, work)
-    kept = pool(manifest).filter(pl.col("decision") == "kept").select("row").collect()["row"].to_numpy()
+    kept = manifest.pool().filter(pl.col("decision") == "kept").select("row").collect()["row"].to_numpy()
     np.save(room / "kept.npy", kept)
     header = manifest.header
     return Given(f"{header['name']}-v{header['version']}", header["recipe"]["clean"], shards, room / "kept.npy")

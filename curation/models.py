@@ -37,7 +37,7 @@ from curation.signals import SIGNALS, Columns, ModelFile, ModelFolder, Reference
 from curation.tokens import HUB_NAME, hub_folder
 from curation.work import Digests, Work, folder_atomic, key_of, sha256_folder
 from mixing import UserError
-from mixing.manifest import canonical_json
+from mixing.canonical import canonical_json
 
 TEXT = "text"
 METRICS = "metrics.json"
@@ -242,11 +242,11 @@ def train(
     return Model(folder, sha256_folder(folder), key, sum(path.stat().st_size for path in folder.rglob("*")))
 
 
-def require(model: Model, kind: str, step: str, memory: Memory) -> None:
+def require(model: Model, kind: str, config: BaseModel, step: str, memory: Memory) -> None:
     """Refuses a model for which the processes that will have it have no room; one that is mapped takes none."""
     signal = SIGNALS[kind]
     if not signal.mapped:
-        at_most = signal.processes() if signal.processes is not None else None
+        at_most = signal.processes(config) if signal.processes is not None else None
         memory._replace(workers=min(memory.workers, at_most or memory.workers)).require(f"add {step}", worker=model.bytes)
 
 

@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Any
 from mixing.manifest import Manifest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from curation.build import Built
     from curation.estimate import Estimate
     from curation.remix import Remixed
+    from curation.starter import Started
     from curation.sweep import Entry
     from mixing.export import Exported
     from mixing.findings import Finding
 
 REPETITION_HALF_LIFE = 15.39
+ABREAST = 6  # sources that stand side by side; more of them stand below each other
 
 
 def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
@@ -32,6 +36,17 @@ def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
         ]
         lines.append((indent + "  ".join(cells)).rstrip())
     return "\n".join(lines)
+
+
+def by_source(rows: Sequence[Sequence[str]]) -> str:
+    """A table with a column for each source and one for all, turned round where the sources are many: then each row has a number, and a legend says which is which."""
+    if len(rows[0]) - 2 <= ABREAST:
+        return table(rows, "")
+    heads = [row[0].strip() for row in rows[1:]]
+    legend = [f"  {number}  {head}" for number, head in enumerate(heads, 1)]
+    turned = [list(column) for column in zip(*rows, strict=True)]
+    turned[0] = [rows[0][0], *(str(number) for number in range(1, len(rows)))]
+    return "\n".join([table(turned, ""), *legend])
 
 
 @contextmanager
@@ -122,7 +137,7 @@ def funnel(manifest: Manifest) -> str:
         ("unassigned", "  in no component"),
     ):
         rows.append(row(label, [source[name] for source in sources.values()]))
-    return table(rows, "")
+    return by_source(rows)
 
 
 def _cleaned(manifest: Manifest) -> dict[str, dict[str, int]]:
@@ -172,7 +187,7 @@ def duplicates(manifest: Manifest) -> str:
             rows.append(
                 [f"  of {step['groups_gone']:,} groups that are gone", *(f"{n:,}" for n in counts["gone"]), f"{sum(counts['gone']):,}"]
             )
-    return "\n".join([table(rows, ""), *_given_up(manifest)])
+    return "\n".join([by_source(rows), *_given_up(manifest)])
 
 
 def _given_up(manifest: Manifest) -> list[str]:
@@ -206,21 +221,29 @@ def _short(rule: str) -> str:
 
 
 def budget(manifest: Manifest) -> str:
-    """Asked against realised tokens, per stage and component."""
-    heading = ["stage", "component", "weight", "asked", "realised", "sequences", "documents", "unique", "epochs", "effective", "cuts"]
-    rows = [heading]
+    """Asked against realised tokens, per stage and component; what repetition makes of them where something is repeated."""
+    repeated = any(one["tokens"] != one["unique_tokens"] for stage in manifest.stages for one in stage["components"].values())
+    parts = []
     for stage in manifest.stages:
-        for name, one in stage["components"].items():
-            cuts = one["cut_long"] + one["cut_to_fill"] + one["cut_to_budget"]
-            numbers = [one["asked_tokens"], one["tokens"], one["sequences"], one["documents"], one["unique_tokens"]]
-            effective = effective_tokens(one["tokens"], one["unique_tokens"])
-            weight = f"{one['weight']:.4g}"
-            rows.append([stage["name"], name, weight, *(f"{n:,}" for n in numbers), f"{one['epochs']:.2f}", f"{effective:,}", f"{cuts:,}"])
         filled = stage["tokens"] / (stage["sequences"] * manifest.sequence_length)
-        totals = [stage["asked_tokens"], stage["tokens"], stage["sequences"]]
-        effective = _effective_of(stage)
-        rows.append([stage["name"], f"({filled:.2%} full)", "", *(f"{n:,}" for n in totals), "", "", "", f"{effective:,}", ""])
-    return table(rows, "")
+        rows = [
+            [f"stage {stage['name']}", "weight", "asked", "realised", "sequences", "documents", "epochs"],
+            *(_budget_row(name, one) for name, one in stage["components"].items()),
+            [f"({filled:.2%} full)", "", *(f"{stage[key]:,}" for key in ("asked_tokens", "tokens", "sequences")), "", ""],
+        ]
+        worth = [effective_tokens(one["tokens"], one["unique_tokens"]) for one in stage["components"].values()]
+        cuts = [one["cut_long"] + one["cut_to_fill"] + one["cut_to_budget"] for one in stage["components"].values()]
+        more = [("cuts", *(f"{n:,}" for n in cuts), f"{sum(cuts):,}")]
+        if repeated:
+            unique = [one["unique_tokens"] for one in stage["components"].values()]
+            more = [("unique", *(f"{n:,}" for n in unique), ""), ("effective", *(f"{n:,}" for n in worth), f"{sum(worth):,}"), *more]
+        parts.append(table([[*row, *(column[number] for column in more)] for number, row in enumerate(rows)], ""))
+    return "\n\n".join(parts)
+
+
+def _budget_row(name: str, one: dict[str, Any]) -> list[str]:
+    numbers = [one["asked_tokens"], one["tokens"], one["sequences"], one["documents"]]
+    return [name, f"{one['weight']:.4g}", *(f"{n:,}" for n in numbers), f"{one['epochs']:.2f}"]
 
 
 def _effective_of(stage: dict[str, Any]) -> int:
@@ -314,13 +337,18 @@ def built(made: Built) -> str:
         rows += [[name, f"{count:,}", f"{made.remembered.get(name, 0):,}"] for name, count in made.computed.items()]
         parts.append(table(rows, ""))
     parts += [f"warning: {warning}" for warning in made.warnings]
-    parts.append(f"{made.folder}: digest {made.digest}, {made.seconds:.1f} s")
+    parts.append(f"{made.folder}: digest {made.digest}, {made.seconds:.1f} s\n{_next(made.folder)}")
     return "\n\n".join(parts)
 
 
 def remixed(made: Remixed) -> str:
     """What `remix` prints at its end."""
-    return f"{inspect(Manifest.open(made.folder))}\n\n{made.folder}: digest {made.digest}, {made.seconds:.1f} s"
+    return f"{inspect(Manifest.open(made.folder))}\n\n{made.folder}: digest {made.digest}, {made.seconds:.1f} s\n{_next(made.folder)}"
+
+
+def _next(folder: Path) -> str:
+    """What one does with a manifest that has just been made."""
+    return f"next: curate verify {folder}; curate show {folder}; python -m train run {folder} CONFIG"
 
 
 def verified(findings: Sequence[Finding]) -> str:
@@ -328,6 +356,22 @@ def verified(findings: Sequence[Finding]) -> str:
     lines = [f"{finding.verdict:<7} {finding.check}  {finding.figure}".rstrip() for finding in findings]
     failed = sum(not finding.ok for finding in findings)
     return "\n".join([*lines, f"{len(findings) - failed} of {len(findings)} checks hold" + (f", {failed} FAILED" if failed else "")])
+
+
+def started(made: Started) -> str:
+    """What `init` prints: the sources with what their samples say, what is no source and why, and the next command."""
+    rows = [["source", "files", "MB", "documents", "tokens", "language", "unusable", "copies"]]
+    for one in made.sources:
+        source, language = one.source, next((f"{code} {share:.0%}" for code, share in one.spoken), "-")
+        sizes = [f"{len(source.files):,}", f"{source.bytes / 1e6:,.1f}", f"{source.documents:,}", f"{one.tokens:,}"]
+        rows.append([source.name, *sizes, language, f"{source.damage:.1%}", f"{one.similar:.1%}"])
+    lines = ["figures of a sample; copies are texts that came before, nearly or to the letter"]
+    lines += [f"benchmark, to check against: {', '.join(one.patterns)}" for one in made.found.benchmarks]
+    for aside in made.found.asides:
+        more = f" and {len(aside.files) - 2:,} more" if len(aside.files) > 2 else ""
+        lines.append(f"set aside: {', '.join(aside.files[:2])}{more}: {aside.why}")
+    lines += [f"note: {remark}" for remark in made.remarks]
+    return f"{table(rows, '')}\n\n{chr(10).join(lines)}\n\n{made.path} is written; next: curate build {made.path} --dry-run"
 
 
 def dry_run(estimated: Estimate) -> str:

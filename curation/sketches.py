@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from curation.corpus import Positions, Shard, Sidecar, read_sidecar, sidecar_path
 from curation.dedup.index import FILE, Index
 from curation.dedup.minhash import PERMUTATIONS, SIGNATURE_VERSION, Signatures, signatures
-from curation.explain import pool, shards_of, work_of
+from curation.explain import shards_of, work_of
 from curation.live import signature_key, signatures_of
 from curation.work import Work, write_atomic
 from mixing.manifest import Manifest
@@ -56,7 +56,7 @@ def write_sketches(folder: Path, path: Path, work: Path | None) -> int:
         return index.documents
     manifest = Manifest.open(folder)
     shards = shards_of(manifest, work)
-    kept = pool(manifest).filter(pl.col("decision") == "kept").select("row").collect()["row"].to_numpy()
+    kept = manifest.pool().filter(pl.col("decision") == "kept").select("row").collect()["row"].to_numpy()
     write_atomic(path, partial(_write, shards, kept, Work(work_of(manifest, work))))
     return len(kept)
 

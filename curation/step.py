@@ -14,7 +14,7 @@ from curation.live import DEDUP, SHOWN
 from curation.models import Referenced
 from curation.ranking import Cut, TopConfig
 from curation.signals import SIGNALS
-from mixing.manifest import canonical_json
+from mixing.canonical import canonical_json
 
 
 @dataclass(frozen=True)

@@ -273,7 +273,7 @@ def decide(steps: list[Step], ground: Ground, state: State, engine: Engine, wave
         elif isinstance(step, Add) and (processes := SIGNALS[step.kind].processes) is not None:
             _run(stretch, corpus, models, decided, engine)
             stretch = []
-            _run([step], corpus, models, decided, engine, processes())
+            _run([step], corpus, models, decided, engine, processes(step.config))
         else:
             stretch.append(step)
     by_source = _run(stretch, corpus, models, decided, engine)
@@ -324,7 +324,7 @@ def _model_and_key(step: Add, steps: list[Step], ground: Ground, decided: Decide
     if step.references:
         model = train(step.kind, step.config, step.references, ground, engine, _passing(step, steps, decided.state, models))
         models[step.index] = model.folder
-        require(model, step.kind, step.name, engine.memory)
+        require(model, step.kind, step.config, step.name, engine.memory)
         decided.models[step.name] = (step.kind, model)
         if (caveat := signal.caveat(model.folder)) is not None:
             decided.warnings[step.name] = f"steps[{step.index - 1}].add.{step.name}: {caveat}"

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, cast
 
 from curation.remote import Place
 from mixing import UserError
-from mixing.manifest import canonical_json
+from mixing.canonical import canonical_json
 
 ROOMS = ("shards", "sidecars", "models", "generations", "builds", "scratch")
 

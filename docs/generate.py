@@ -17,6 +17,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import click
@@ -94,6 +95,84 @@ def paths(command: click.Command) -> Iterator[list[str]]:
     if isinstance(command, click.Group):
         for name in sorted(command.commands):
             yield from ([name, *path] for path in paths(command.commands[name]))
+
+
+# The functions of Python
+
+RESULTS = (
+    "curation.build.Built",
+    "curation.estimate.Estimate",
+    "curation.estimate.Sampled",
+    "curation.estimate.Wanted",
+    "curation.starter.Started",
+    "curation.remix.Remixed",
+    "mixing.export.Exported",
+    "mixing.findings.Finding",
+    "mixing.manifest.Sequence",
+    "mixing.manifest.Excerpt",
+    "mixing.manifest.Spans",
+    "mixing.manifest.Holdout",
+)
+
+
+def python() -> str:
+    import curation
+
+    def named(path: str) -> object:
+        module, _, name = path.rpartition(".")
+        return getattr(importlib.import_module(module), name)
+
+    functions = [name for name in curation.__all__ if inspect.isfunction(getattr(curation, name))]
+    parts = [contract("curation.verbs"), *(function(f"curation.{name}", getattr(curation, name)) for name in functions)]
+    parts += ["## curation.UserError", doc(curation.UserError), "## curation.Manifest", doc(curation.Manifest), members(curation.Manifest)]
+    parts += ["# What they return", *(f"## {path.rpartition('.')[2]}\n\n{doc(named(path))}\n\n{members(named(path))}" for path in RESULTS)]
+    return page("Python", *parts)
+
+
+def doc(thing: object) -> str:
+    """The docstring, which everything public has."""
+    text = inspect.getdoc(thing)
+    if not text or text.startswith(("str(object", f"{getattr(thing, '__name__', '')}(")):
+        sys.exit(f"docs/generate.py: {getattr(thing, '__qualname__', thing)} is public and has no docstring")
+    return text
+
+
+def function(name: str, thing: Callable[..., object], level: int = 2) -> str:
+    signature = inspect.signature(thing)
+    parameters, starred = [], False
+    for one in signature.parameters.values():
+        starred |= one.kind is one.VAR_POSITIONAL
+        if one.kind is one.KEYWORD_ONLY and not starred:
+            parameters.append("*")
+            starred = True
+        annotation = "" if one.annotation is one.empty else f": {one.annotation}"
+        value = "" if one.default is one.empty else f" = {one.default!r}"
+        parameters.append(f"{'*' * (one.kind is one.VAR_POSITIONAL)}{one.name}{annotation}{value}")
+    shown = f"{name.rpartition('.')[2]}({', '.join(parameters)}) -> {signature.return_annotation}"
+    if len(shown) > 100:
+        listed = "\n".join(f"    {parameter}," for parameter in parameters)
+        shown = f"{name.rpartition('.')[2]}(\n{listed}\n) -> {signature.return_annotation}"
+    return f"{'#' * level} {name}\n\n```text\n{shown}\n```\n\n{doc(thing)}"
+
+
+def members(thing: object) -> str:
+    """The fields, properties and methods of a class, in the order in which they are written."""
+    assert isinstance(thing, type)
+    fields = [f"`{name}`: `{kind}`".replace("'", "") for name, kind in inspect.get_annotations(thing).items() if not name.startswith("_")]
+    parts = ["Fields: " + ", ".join(fields) + "."] if fields else []
+    for name, member in vars(thing).items():
+        member = getattr(member, "__func__", member)
+        member = property(member.func) if isinstance(member, cached_property) else member
+        if name.startswith("_") or name in fields or not (inspect.isfunction(member) or isinstance(member, property)):
+            continue
+        if name in ("index", "count") or name in getattr(thing, "_fields", ()):
+            continue
+        if isinstance(member, property):
+            kind = str(inspect.signature(member.fget).return_annotation).replace("'", "") if member.fget else ""
+            parts.append(f"### {thing.__name__}.{name}\n\n`{kind}`. {inspect.getdoc(member) or ''}".rstrip())
+        elif not name.startswith("_") and member.__doc__:
+            parts.append(function(f"{thing.__name__}.{name}", member, 3))
+    return "\n\n".join(parts)
 
 
 # The recipe and the training configuration
@@ -315,6 +394,7 @@ def first_sentence(path: Path) -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/commands.md": commands,
+    "docs/reference/python.md": python,
     "docs/reference/recipe.md": recipe,
     "docs/reference/signals.md": signals,
     "docs/reference/training.md": training,

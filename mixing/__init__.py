@@ -6,6 +6,7 @@ The package root holds what all three packages share: the one exception a user i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def _first_refusal(model: type[BaseModel], error: ValidationError, where: str) -
     path = f"{where}{dotted}".removeprefix(".") or "the configuration"
     if first["type"] == "extra_forbidden":
         accepted = _accepted_keys(model, place[:-1])
-        return f"{path}: unknown key '{place[-1]}'" + (f"; accepted here: {', '.join(accepted)}" if accepted else "")
+        near = get_close_matches(place[-1], accepted, 1)
+        meant = f", perhaps '{near[0]}'" if near else ""
+        return f"{path}: unknown key '{place[-1]}'{meant}" + (f"; accepted here: {', '.join(accepted)}" if accepted else "")
     if first["type"] == "missing":
         return f"{path}: required, but missing"
     message = first["msg"].removeprefix("Value error, ")

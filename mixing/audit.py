@@ -23,10 +23,11 @@ import pyarrow.parquet as pq
 from mixing import UserError
 from mixing.audit_holdout import check_holdout
 from mixing.audit_plan import check_plan
+from mixing.canonical import canonical_json, content_digest
 from mixing.findings import Finding, Pool, Stored, check
 from mixing.history import VISITS_PATH
 from mixing.history import stored as stored_documents
-from mixing.manifest import HEADER_KEYS, Manifest, canonical_json, content_digest, read_header
+from mixing.manifest import HEADER_KEYS, Manifest, read_header
 from mixing.pool import DECISIONS, FORBIDDEN, POOL
 from mixing.write import file_sha256
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import xxhash
 
 from mixing import UserError
-from mixing.manifest import canonical_json
+from mixing.canonical import canonical_json
 from mixing.packing import Pieces
 
 _BLOCK = 1 << 20

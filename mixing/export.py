@@ -29,7 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mixing import UserError
-from mixing.manifest import Manifest, Spans, canonical_json
+from mixing.canonical import canonical_json
+from mixing.manifest import Manifest, Spans
 from mixing.write import file_sha256, fsync_tree, link, partial_folder
 
 BATCH_IDS = 1 << 22

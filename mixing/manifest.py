@@ -1,27 +1,29 @@
-"""The manifest as its readers see it: canonical JSON, the content digest of a table, and memory-mapped look-ups for the trainer.
+"""The manifest as its readers see it: memory-mapped look-ups for the trainer, and the pool and single sequences for a person.
 
 In: a folder as `mixing.write` leaves it (`docs/concepts` has the layout). Out: numpy views of the memory map; nothing here copies token ids.
 `Manifest.open` refuses by name what is missing, cut short, newer than this code or outside the folder; it reads sizes, not contents (that is
-`mixing.audit`). Standard library, numpy and pyarrow only: the trainer imports this module. A look-up costs about 2 us per span.
+`mixing.audit`). Standard library, numpy and pyarrow only, `pool()` apart: the trainer imports this module. A look-up costs about 2 us per span.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from mixing import UserError
+from mixing.canonical import canonical_json as canonical_json  # the trainer takes it from here
+from mixing.canonical import list_offsets
+
+if TYPE_CHECKING:
+    import polars as pl
 
 SCHEMA_VERSION = 1
 NO_COMPONENT = 65535
@@ -61,151 +63,6 @@ def holdout_schema(ids: pa.DataType) -> pa.Schema:
     return pa.schema([("pool_row", pa.uint64()), ("component", pa.uint16()), ("bytes", pa.uint32()), ("ids", pa.large_list(ids))])
 
 
-# A double holds every integer up to here; beyond it RFC 8785 readers would disagree about the value.
-_LARGEST_INTEGER = 2**53
-
-
-def canonical_json(value: object) -> str:
-    """`value` as RFC 8785 writes it: keys by UTF-16 code units, numbers as ECMAScript prints them, no white space.
-
-    Refuses what JSON cannot hold: NaN and infinities, integers beyond 2**53, lone surrogates, and any other type by its name.
-    """
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, str):
-        value.encode()  # a lone surrogate has no UTF-8 form: UnicodeEncodeError is a ValueError
-        return json.dumps(value, ensure_ascii=False)
-    if type(value) is int:
-        if abs(value) > _LARGEST_INTEGER:
-            raise ValueError(f"canonical JSON cannot hold the integer {value}: beyond 2**53 it is not the same number everywhere")
-        return str(value)
-    if type(value) is float:
-        return _ecmascript(value)
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise TypeError(f"canonical JSON has text as keys, not {type(key).__name__}")
-        keys = sorted(value, key=lambda key: key.encode("utf-16-be", "surrogatepass"))
-        return "{" + ",".join(f"{canonical_json(key)}:{canonical_json(value[key])}" for key in keys) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(canonical_json, value)) + "]"
-    raise TypeError(f"canonical JSON cannot hold a {type(value).__name__}")
-
-
-def _ecmascript(number: float) -> str:
-    """ECMA-262 Number::toString: the shortest digits that read back, plain from 1e-6 up to 1e21, with an exponent outside."""
-    if not math.isfinite(number):
-        raise ValueError(f"canonical JSON cannot hold {number!r}")
-    if number == 0:
-        return "0"
-    sign, digits, exponent = Decimal(repr(number)).normalize().as_tuple()
-    text = "".join(map(str, digits))
-    point = len(text) + int(exponent)  # where the decimal point stands, counted from the first digit
-    if len(text) <= point <= 21:
-        plain = text + "0" * (point - len(text))
-    elif 0 < point <= 21:
-        plain = f"{text[:point]}.{text[point:]}"
-    elif -6 < point <= 0:
-        plain = f"0.{'0' * -point}{text}"
-    else:
-        plain = f"{text[0]}{'.' if len(text) > 1 else ''}{text[1:]}e{point - 1:+d}"
-    return "-" + plain if sign else plain
-
-
-_VALIDITY = 1 << 22
-
-
-def content_digest(table: pa.Table) -> str:
-    """sha256 over the values of `table`, whatever the chunks, the compression and the encoding they arrived in.
-
-    Per column in schema order: `name NUL type NUL`, the row count (u64 LE), a validity byte a row, then the non-null values: bool as bytes;
-    numbers little-endian, -0.0 as 0.0; strings and binary as u64 lengths, then the bytes joined; lists as u64 lengths, then the child as the
-    column `item`; structs field by field. Values are hashed where they lie; only a column with nulls is copied, chunk by chunk.
-    """
-    sha = hashlib.sha256()
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        _feed(sha, name, column.type, column.chunks)
-    return sha.hexdigest()
-
-
-def _feed(sha: hashlib._Hash, name: str, kind: pa.DataType, chunks: Sequence[pa.Array]) -> None:
-    while pa.types.is_dictionary(kind):
-        kind = kind.value_type
-        chunks = [chunk.dictionary_decode() for chunk in chunks]
-    sha.update(f"{name}\0{digest_type(kind)}\0".encode())
-    sha.update(np.array(sum(map(len, chunks)), "<u8").tobytes())
-    for chunk in chunks:
-        for first in range(0, len(chunk), _VALIDITY):  # a byte a row: 0.3 GB for a file of token ids at once
-            sha.update(chunk.slice(first, _VALIDITY).is_valid().cast(pa.uint8()).to_numpy())
-    if digest_type(kind) in ("string", "binary"):
-        chunks = [chunk.cast(pa.large_binary()) for chunk in chunks]
-    chunks = [chunk.drop_null() if chunk.null_count else chunk for chunk in chunks]
-    if pa.types.is_null(kind):
-        return
-    if digest_type(kind) in ("string", "binary"):
-        for chunk in chunks:
-            sha.update(np.diff(_offsets(chunk)).astype("<u8").data)
-        for chunk in chunks:
-            offsets = _offsets(chunk)
-            if offsets[-1] > offsets[0]:
-                sha.update(memoryview(chunk.buffers()[2])[offsets[0] : offsets[-1]])
-    elif _is_list(kind):
-        for chunk in chunks:
-            sha.update(pc.list_value_length(chunk).to_numpy(zero_copy_only=False).astype("<u8").data)
-        _feed(sha, "item", kind.value_type, [chunk.flatten() for chunk in chunks])
-    elif pa.types.is_struct(kind):
-        children = [chunk.flatten() for chunk in chunks]
-        for position, field in enumerate(kind):
-            _feed(sha, field.name, field.type, [child[position] for child in children])
-    else:
-        for chunk in chunks:
-            sha.update(_numbers(chunk).data)
-
-
-def digest_type(kind: pa.DataType) -> str:
-    """The type as the digest spells it: encodings of the same values share a name. Types whose bytes are not defined here are refused."""
-    if pa.types.is_dictionary(kind):
-        return digest_type(kind.value_type)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view():
-        return "string"
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind) or kind == pa.binary_view():
-        return "binary"
-    if _is_list(kind):
-        return f"list<{digest_type(kind.value_type)}>"
-    if pa.types.is_struct(kind):
-        return "struct<" + ",".join(f"{field.name}:{digest_type(field.type)}" for field in kind) + ">"
-    if pa.types.is_null(kind) or pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or _is_time(kind):
-        return str(kind)
-    raise TypeError(f"no content digest is defined for the Arrow type {kind}")
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def _is_time(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_temporal(kind) and not pa.types.is_interval(kind))
-
-
-def _offsets(chunk: pa.Array) -> npt.NDArray[np.int64]:
-    """The n+1 offsets of a large list or large binary array, a slice taken into account."""
-    if len(chunk) == 0:
-        return np.zeros(1, np.int64)
-    offsets = np.frombuffer(chunk.buffers()[1], np.int64)
-    return offsets[chunk.offset : chunk.offset + len(chunk) + 1]
-
-
-def _numbers(chunk: pa.Array) -> npt.NDArray[Any]:
-    if pa.types.is_boolean(chunk.type):
-        chunk = chunk.cast(pa.uint8())
-    elif pa.types.is_temporal(chunk.type):
-        chunk = chunk.view(pa.int32() if chunk.type.bit_width == 32 else pa.int64())
-    values: npt.NDArray[Any] = chunk.to_numpy()
-    if values.dtype.kind == "f":
-        values = values + values.dtype.type(0)
-    return values.astype(values.dtype.newbyteorder("<"), copy=False)
-
-
 class Spans(NamedTuple):
     """The spans of some consecutive sequences: those of the i-th are `[sequence[i], sequence[i + 1])` of the other columns."""
 
@@ -215,6 +72,30 @@ class Spans(NamedTuple):
     start: npt.NDArray[np.uint32]
     length: npt.NDArray[np.uint32]
     epoch: npt.NDArray[np.uint16]
+
+
+class Excerpt(NamedTuple):
+    """A stretch of a document in a sequence: tokens `[start, stop)` of pool row `pool_row`, on its visit number `epoch`, from 0; `ids` are views of the memory map."""
+
+    pool_row: int
+    start: int
+    stop: int
+    epoch: int
+    ids: npt.NDArray[Any]
+
+
+class Sequence(NamedTuple):
+    """One training row: the stage it stands in, the component all of it is from, and its excerpts in their order."""
+
+    number: int
+    stage: str
+    component: str
+    excerpts: list[Excerpt]
+
+    @property
+    def ids(self) -> npt.NDArray[Any]:
+        """The token ids, padding left out."""
+        return np.concatenate([excerpt.ids for excerpt in self.excerpts])
 
 
 class Holdout(NamedTuple):
@@ -269,6 +150,11 @@ class Manifest:
             if (found := file.stat().st_size) != sizes[listed]:
                 raise UserError(f"{file}: {found} bytes, files.json says {sizes[listed]}; copy the manifest again or rebuild it")
         return cls(folder, header, digest)
+
+    def __repr__(self) -> str:
+        tokens = sum(stage["tokens"] for stage in self.stages)
+        size = f"{tokens:,} tokens in {self.sequences:,} sequences of {self.sequence_length:,}"
+        return f"<Manifest {self.header['name']} v{self.header['version']}: {size}; digest {self.digest[:16]}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Manifest.open, (self.folder,)  # a memory map does not travel: a loader's worker process maps the files itself
@@ -335,6 +221,15 @@ class Manifest:
         length = self.spans(first, last).length
         return int(length.sum(dtype=np.int64)) - len(length)
 
+    def sequence(self, number: int) -> Sequence:
+        """One sequence with its documents, for a person to look at; a trainer reads many at once with `spans` and `ids`."""
+        stage, spans = self.stages[self.stage_of(number)]["name"], self.spans(number, number + 1)
+        excerpts = [
+            Excerpt(int(self.token_file(file).pool_row[row]), start, start + length, epoch, self.ids(file, row, start, length))
+            for file, row, start, length, epoch in zip(*(column.tolist() for column in spans[1:]), strict=True)
+        ]
+        return Sequence(number, stage, self.component_names[int(self.components(number, number + 1)[0])], excerpts)
+
     def ids(self, file: int, token_row: int, start: int, length: int) -> npt.NDArray[Any]:
         """The token ids of one span: a read-only view of the memory map, uint16 or uint32 as `tokenizer["dtype"]` says."""
         tokens = self.token_file(file)
@@ -368,6 +263,12 @@ class Manifest:
     def pool_files(self) -> list[Path]:
         """The files of the pool, in row order."""
         return [self.folder / path for path in sorted(entry["path"] for entry in self.header["files"]) if path.startswith("pool/")]
+
+    def pool(self) -> pl.LazyFrame:
+        """Every record read, in row order: its signals and the decision (docs/reference/pool.md), no text. Needs polars."""
+        import polars as pl
+
+        return pl.scan_parquet([str(path) for path in self.pool_files()])
 
     @property
     def _ids_type(self) -> pa.DataType:
@@ -444,4 +345,4 @@ def _json(path: Path) -> Any:
 
 
 def _lists(column: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
-    return _offsets(column), column.values.to_numpy()
+    return list_offsets(column), column.values.to_numpy()

@@ -27,21 +27,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mixing import UserError
+from mixing.canonical import canonical_json, content_digest
 from mixing.findings import Stored
 from mixing.history import VISITS_PATH, History, stored, visits_table
-from mixing.manifest import (
-    HEADER_KEYS,
-    SCHEMA_VERSION,
-    SEQUENCES,
-    SPANS,
-    Holdout,
-    Manifest,
-    canonical_json,
-    content_digest,
-    holdout_schema,
-    inner_path,
-    tokens_schema,
-)
+from mixing.manifest import HEADER_KEYS, SCHEMA_VERSION, SEQUENCES, SPANS, Holdout, Manifest, holdout_schema, inner_path, tokens_schema
 
 if TYPE_CHECKING:
     from mixing.plan import StagePlan

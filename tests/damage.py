@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mixing.audit import verify
-from mixing.manifest import canonical_json, content_digest
+from mixing.canonical import canonical_json, content_digest
 
 
 def header_of(folder: Path) -> dict[str, Any]:

@@ -7,11 +7,11 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from curation import build as build_module
 from curation.engine import Engine, Run
 from curation.recipe import load
 
@@ -59,7 +59,8 @@ class Killing(Engine):
 def _build(recipe: Path, out: Path, work: Path, engine: type[Engine], settings: dict[str, Any]) -> None:
     for name, value in settings.items():
         setattr(engine, name, value)
-    build_module.Engine = engine  # type: ignore[misc]
+    build_module = import_module("curation.build")
+    build_module.Engine = engine  # type: ignore[attr-defined]
     build_module.build(load(recipe), recipe.parent, out, Run(work))
 
 

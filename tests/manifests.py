@@ -22,8 +22,9 @@ import xxhash
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mixing import validated
+from mixing.canonical import canonical_json
 from mixing.draws import Documents
-from mixing.manifest import NO_COMPONENT, Holdout, canonical_json
+from mixing.manifest import NO_COMPONENT, Holdout
 from mixing.plan import Mixture, Plan, plan
 from mixing.pool import POOL
 from mixing.write import ManifestWriter

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from functools import cached_property
 from pathlib import Path
 
 import generate
@@ -10,9 +12,12 @@ import pytest
 import yaml
 from test_floors import EVERY_MODULE
 
+import curation
+from curation.cli import main as curate
 from curation.recipe import load as load_recipe
 from curation.remix import Remix
 from mixing import validated
+from train.__main__ import main as train
 from train.config import load as load_config
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +27,21 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "da
 @pytest.mark.parametrize("name", sorted(generate.PAGES))
 def test_generated_page_is_what_the_code_says_today(name: str) -> None:
     assert (ROOT / name).read_text(encoding="utf-8") == generate.PAGES[name](), "run `make docs`"
+
+
+def test_reference_has_every_command_and_every_public_function() -> None:
+    commands = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
+    python = (ROOT / "docs/reference/python.md").read_text(encoding="utf-8")
+    words = [["curate", *path] for path in generate.paths(curate)] + [["python -m train", *path] for path in generate.paths(train)]
+    methods = [
+        name
+        for name, one in vars(curation.Manifest).items()
+        if name[0] != "_" and (inspect.isroutine(one) or isinstance(one, property | cached_property))
+    ]
+
+    assert [path for path in words if not re.search(rf"^##+ {' '.join(path)}$", commands, re.MULTILINE)] == []
+    assert [name for name in curation.__all__ if name not in ("Recipe",) and f"## curation.{name}\n" not in python] == []
+    assert [name for name in methods if f"### Manifest.{name}\n" not in python] == []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -18,6 +18,7 @@ PACKAGES = ("curation", "mixing", "train")
 ORDER = {
     "mixing": [
         "mixing",
+        "canonical",
         "manifest",
         "measurements",
         "pool",
@@ -50,6 +51,7 @@ ORDER = {
         "passages",
         "tokens",
         "signals.reference",
+        "signals.causal_lm_engines",
         "signals.causal_lm",
         "signals.plain",
         "signals.overlap",
@@ -107,6 +109,7 @@ ORDER = {
         "formats.web",
         "formats.warc",
         "formats",
+        "sampling",
         "selection",
         "work",
         "engine",
@@ -135,6 +138,9 @@ ORDER = {
         "synthesis.parents",
         "synthesis.resolving",
         "recipe",
+        "prospect",
+        "drafting",
+        "starter",
         "synthesis.making",
         "synthesis.waves",
         "assemble",
@@ -145,6 +151,8 @@ ORDER = {
         "indexing",
         "sketches",
         "report",
+        "differences",
+        "verbs",
         "cli",
     ],
     "train": [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -269,5 +270,22 @@ def updates(base: Path, trained: tuple[Path, ...]) -> None:
             click.echo(f"{folder}  lowest / highest {'n/a' if found.ratio is None else f'{found.ratio:.3f}'}  {layers}")
 
 
+def program() -> None:
+    """`main`; under torchrun the process ends with it, and the interpreter is not taken down step by step.
+
+    torch's communication threads let go of their last tensors when they get round to it, which takes the interpreter's lock. Python before 3.14 ends a
+    thread that asks for the lock while the interpreter goes down, in the middle of C++, and the whole process aborts (SIGABRT, about one run in twenty on
+    a crowded machine) although all it had to do was done.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        if "RANK" not in os.environ:
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+
+
 if __name__ == "__main__":
-    main()
+    program()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 from transformers import PreTrainedModel
 
@@ -100,7 +101,8 @@ def harnessed(folder: Path, tasks: Sequence[str], include: Path | None, manifest
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise UserError("--harness: lm-evaluation-harness is not installed; install tilth[eval]") from None
-    arguments = {"pretrained": str(folder), "dtype": "float32", "add_bos_token": manifest.tokenizer["bos_id"] is not None}
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # the harness itself takes "cuda" where none is
+    arguments = {"pretrained": str(folder), "dtype": "float32", "device": device, "add_bos_token": manifest.tokenizer["bos_id"] is not None}
     manager = TaskManager(include_path=str(include) if include else None)
     given: Any = simple_evaluate(model="hf", model_args=arguments, tasks=list(tasks), task_manager=manager, bootstrap_iters=0)
     blank = Measurement(folder.name, manifest.digest, None, "", "target", 0, None, None, 0, None, None)

@@ -32,7 +32,7 @@ from curation.dedup.exact import NORMALIZED_VERSION, normalized
 from curation.dedup.minhash import PERMUTATIONS, SHINGLE_WORDS, SIGNATURE_VERSION, Signatures, shingles, signatures
 from curation.words import WORDS_VERSION, Hashes, Offsets
 from mixing import UserError
-from mixing.manifest import canonical_json, content_digest
+from mixing.canonical import canonical_json, content_digest
 
 HEADER: dict[str, Any] = {
     "format": 1,

@@ -43,7 +43,7 @@ class RowSignal(Generic[Config]):
     reads: Callable[[Config], str] = lambda config: "text"  # what `compute` is given: the text, or one of key, content and origin
     columns: Callable[[Config], dict[str, Columns]] = lambda config: {}  # by role: records with these, as JSON objects instead of texts
     caveat: Callable[[Path], str | None] = lambda folder: None  # what the user should know of the trained folder
-    processes: Callable[[], int | None] | None = None  # given where a model is too large for every worker: how many may have it
+    processes: Callable[[Config], int | None] | None = None  # given where a model is too large for every worker: how many may have it
     mapped: bool = False  # the model is memory-mapped: one copy for all workers, which the kernel may drop
     evidence: tuple[str, ...] = ()  # the parts of a value that say why it made a rule drop a document
     whole: bool = False  # a reference with a record that cannot be used is refused, not read without it

@@ -14,16 +14,18 @@ GPU (in bfloat16) every batch of a length has one shape, filled up with empty ro
 computed again.
 
 Only safetensors are read, no code of the model's own is run. On GPUs one process a GPU has the model, whatever `--workers` says.
+
+`engine: vllm` (extra `vllm`) asks vLLM for the log-probabilities of its prompts instead: faster where a GPU is. It keeps a place in the model's context for an answer, so a window has at most one token less
+than the model has positions; and how it cuts its batches may move a value's last digits from one build to another, unless vLLM is told to be batch-invariant (`VLLM_BATCH_INVARIANT=1`, on GPUs that it can).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -36,11 +38,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import pyarrow as pa
-    import torch
 
 CONTEXT = 2048
-TOKENS_AT_ONCE = 8192  # of a batch on a GPU
-SHORTEST = 64  # tokens of a batch's rows on a GPU, the next lengths are twice the last
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -54,6 +53,9 @@ class CausalLMConfig(BaseModel):
     bos: bool | str = Field(default=True, description="the token before a text: true for the tokenizer's own, false for none, or its text")
     context: int | None = Field(default=None, ge=2, description="tokens of a window")
     stride: int | None = Field(default=None, ge=1, description="tokens from one window to the next")
+    engine: Literal["transformers", "vllm"] = Field(
+        default="transformers", description="what computes: transformers, or vLLM's prompt log-probabilities"
+    )
 
 
 def version(config: CausalLMConfig) -> str:
@@ -89,15 +91,19 @@ def _check(config: CausalLMConfig, folder: Path) -> None:
         raise UserError(
             f"{folder}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model {inner['vocab_size']} embeddings; they do not belong together"
         )
-    limit = inner.get("max_position_embeddings")
+    limit = _limit(config, inner.get("max_position_embeddings"))
     if config.context is not None and limit is not None and config.context > limit:
-        raise UserError(f"context: {config.context}, but the model at {folder} has {limit} positions; give at most that")
+        raise UserError(f"context: {config.context}, but the model at {folder} can read {limit} tokens at once; give at most that")
     if config.stride is not None and config.stride >= (context := _context(config, limit)):
         raise UserError(f"stride: {config.stride} leaves nothing before a window's first token; give less than the context, {context}")
 
 
 def _tokenizer(config: CausalLMConfig, folder: Path) -> TokenizerConfig:
     return TokenizerConfig(path=str(folder), bos=config.bos, eos=False)
+
+
+def _limit(config: CausalLMConfig, positions: int | None) -> int | None:
+    return positions - 1 if positions is not None and config.engine == "vllm" else positions
 
 
 def _context(config: CausalLMConfig, limit: int | None) -> int:
@@ -108,19 +114,20 @@ def train(config: CausalLMConfig, texts: dict[str, pa.LargeStringArray], folder:
     raise AssertionError("the model exists")
 
 
-def processes() -> int | None:
-    """As many as there are GPUs; None without one."""
+def processes(config: CausalLMConfig) -> int | None:
+    """As many as there are GPUs; without one, as many as the build has, or a single one for vLLM, which takes all cores itself."""
     import torch
 
-    return torch.cuda.device_count() or None
+    return torch.cuda.device_count() or (1 if config.engine == "vllm" else None)
 
 
 class Scorer(NamedTuple):
-    model: Any  # a transformers causal language model on its device
+    """What reads a text as ids, and an engine: windows of ids -> -log p of every token but a window's first."""
+
+    losses: Callable[[Sequence[npt.NDArray[np.uint32]]], list[npt.NDArray[np.float32]]]
     encoder: Encoder
     context: int
     stride: int
-    rows: int  # tokens of a batch; 0: windows one by one
 
 
 class Window(NamedTuple):
@@ -160,17 +167,10 @@ def score(
         for text, (first, last) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True))
         for window in _windows(last - first, scorer.context, scorer.stride)
     ]
+    pieces = [ids[offsets[at.text] + at.begin : offsets[at.text] + at.end] for at in windows]
     sums = np.zeros(len(windows))
-    for batch, length in _batches(windows, scorer.rows, scorer.context):
-        rows = np.zeros((max(1, scorer.rows // length), length), np.int64)
-        for row, number in enumerate(batch):
-            at = windows[number]
-            first = int(offsets[at.text])
-            rows[row, : at.end - at.begin] = ids[first + at.begin : first + at.end]
-        losses = _losses(scorer.model, rows)
-        for row, number in enumerate(batch):
-            at = windows[number]
-            sums[number] = losses[row, at.counted - at.begin - 1 : at.end - at.begin - 1].sum(dtype=np.float64)
+    for number, (at, losses) in enumerate(zip(windows, scorer.losses(pieces), strict=True)):
+        sums[number] = losses[at.counted - at.begin - 1 :].sum(dtype=np.float64)
     nll, owner = np.zeros(len(offsets) - 1), np.array([window.text for window in windows], np.int64)
     np.add.at(nll, owner, sums)  # one after the other, so in the order of a text's windows
     return nll, np.maximum(np.diff(offsets) - 1, 0)
@@ -185,83 +185,12 @@ def _windows(length: int, context: int, stride: int) -> Iterator[Window]:
         end = min(begin + context, length)
 
 
-def _batches(windows: list[Window], tokens: int, context: int) -> Iterator[tuple[list[int], int]]:
-    """(numbers of windows, the length of their rows): the windows one by one, or by length, as many rows as `tokens` allows and none longer than `context`."""
-    lengths = [window.end - window.begin for window in windows]
-    if not tokens:
-        yield from (([number], length) for number, length in enumerate(lengths))
-        return
-    by_length: dict[int, list[int]] = {}
-    for number, length in enumerate(lengths):
-        by_length.setdefault(min(context, max(SHORTEST, 1 << (length - 1).bit_length())), []).append(number)
-    for length, numbers in sorted(by_length.items(), reverse=True):  # the largest first: memory that does not suffice shows at once
-        rows = max(1, tokens // length)
-        yield from ((numbers[first : first + rows], length) for first in range(0, len(numbers), rows))
-
-
-def _losses(model: Any, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """-log p of every token but the first of each row; what fills a row up stands behind its tokens, where no token sees it."""
-    import torch
-    import torch.nn.functional as F
-
-    with torch.inference_mode(), _one_thread(model.device):
-        ids = torch.from_numpy(rows).to(model.device)
-        logits = model(input_ids=ids, use_cache=False).logits
-        found = [F.cross_entropy(logits[row, :-1].float(), ids[row, 1:], reduction="none") for row in range(len(ids))]
-        losses: npt.NDArray[np.float32] = torch.stack(found).cpu().numpy()
-    return losses
-
-
-@contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
-    """On a CPU the number of threads decides how sums are cut, and so the last digits."""
-    import torch
-
-    threads = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @lru_cache(maxsize=2)
 def _loaded(config: CausalLMConfig, folder: str) -> Scorer:
-    import torch
-    import transformers
+    from curation.signals import causal_lm_engines
 
-    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    device = _device()
-    try:
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"causal_lm.model: {folder}: {reason}; a transformers model with safetensors weights is needed") from None
-    model, report = loaded
-    if missing := sorted(str(key) for key in [*report["missing_keys"], *report["mismatched_keys"]]):
-        raise UserError(
-            f"causal_lm.model: {folder} lacks {len(missing)} of the model's tensors ({missing[0]}, …); its weights do not fit its config.json"
-        )
-    model = model.to(device).eval()
-    context = _context(config, getattr(model.config.get_text_config(), "max_position_embeddings", None))
+    settings = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    context = _context(config, _limit(config, settings.get("text_config", settings).get("max_position_embeddings")))
+    engine = causal_lm_engines.Vllm(folder, context) if config.engine == "vllm" else causal_lm_engines.Transformers(folder, context)
     encoder = Encoder.open(resolve_tokenizer(_tokenizer(config, Path(folder)), folder))
-    return Scorer(model, encoder, context, config.stride or max(1, context // 2), TOKENS_AT_ONCE if device.type == "cuda" else 0)
-
-
-def _device() -> torch.device:
-    """The GPU of this process, by its number among the workers; the CPU without one."""
-    import multiprocessing
-
-    import torch
-
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    number = multiprocessing.current_process()._identity  # none for the build's own process
-    return torch.device("cuda", (number[0] - 1 if number else 0) % torch.cuda.device_count())
+    return Scorer(engine.losses, encoder, context, config.stride or max(1, context // 2))

@@ -37,7 +37,7 @@ from curation.synthesis.store import Store
 from curation.synthesis.template import Template, defused
 from curation.tokens import Encoder
 from curation.work import Input, sha256_file
-from mixing.manifest import canonical_json
+from mixing.canonical import canonical_json
 
 
 class Made(NamedTuple):

@@ -28,7 +28,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict
 
 from mixing import UserError, validated
-from mixing.manifest import canonical_json
+from mixing.canonical import canonical_json
 
 FOLDER = Path(__file__).parent / "templates"
 PARTS = ("system", "prompt", "document")

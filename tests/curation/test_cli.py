@@ -15,11 +15,13 @@ import pytest
 from click.testing import CliRunner, Result
 from recipes import pool_of, recipe, write_corpus, write_file, write_recipe, write_records
 
+from curation import report
 from curation.cli import main
 from curation.work import Work
+from mixing.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("build", "inspect", "verify", "show", "why", "diff", "remix", "export")
+VERBS = ("init", "build", "inspect", "verify", "show", "why", "diff", "remix", "export")
 
 
 def curate(*arguments: str | Path) -> Result:
@@ -240,6 +242,61 @@ def test_build_unchanged_says_so_in_one_line(folder: Path) -> None:
     assert result.exit_code == 0
     assert result.stdout.startswith("unchanged: ")
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize(("word", "meant"), [("inspct", "'inspect'"), ("biuld", "'build'"), ("remx", "'remix'")])
+def test_misspelt_command_is_answered_with_the_one_meant(word: str, meant: str) -> None:
+    result = curate(word, "x")
+
+    assert result.exit_code == 2
+    assert meant in result.stderr
+
+
+def test_misspelt_key_is_answered_with_the_one_meant(folder: Path) -> None:
+    result = curate("build", write_recipe(folder, recipe(sedd=1), "sedd.yaml"))
+
+    assert "unknown key 'sedd', perhaps 'seed'; accepted here: " in result.stderr
+
+
+def test_build_ends_with_the_budget_and_the_next_command_and_writes_no_control_character_into_a_log(folder: Path, tmp_path: Path) -> None:
+    arguments = ["build", folder / "recipe.yaml", "-o", tmp_path / "out", "--work", tmp_path / "work", "--workers", "2"]
+    command = [sys.executable, "-c", "from curation.cli import main; main()", *arguments]
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+
+    assert done.returncode == 0
+    assert not any(ord(character) < 32 and character != "\n" for character in done.stdout + done.stderr)
+    assert done.stdout.index("stage adapt") > done.stdout.index("documents ")
+    assert (
+        done.stdout.splitlines()[-1]
+        == f"next: curate verify {tmp_path / 'out'}; curate show {tmp_path / 'out'}; python -m train run {tmp_path / 'out'} CONFIG"
+    )
+
+
+@pytest.mark.parametrize(("sources", "first"), [(2, "read"), (9, "source-0")])
+def test_table_by_source_is_turned_round_where_the_sources_are_many(sources: int, first: str) -> None:
+    names = [f"source-{number}" for number in range(sources)]
+    rows = [
+        ["documents", *names, "all"],
+        ["read", *(str(number) for number in range(sources)), "99"],
+        ["kept", *("7" for _ in names), "88"],
+    ]
+
+    lines = report.by_source(rows).splitlines()
+
+    assert lines[1].split()[0] == first
+    assert max(map(len, lines)) < 80
+    cells = {line.split()[0]: line.split()[1:] for line in lines}
+    assert (cells["source-1"] == ["1", "7"]) if sources > 6 else (cells["read"] == ["0", "1", "99"])
+    assert sources <= 6 or lines[-2:] == ["  1  read", "  2  kept"]
+
+
+def test_diff_for_a_program_has_the_digests_and_the_changes(folder: Path) -> None:
+    found = json.loads(curate("diff", folder / "out", folder / "out", "--json").stdout)
+
+    assert found["a"] == found["b"] == Manifest.open(folder / "out").digest
+    assert (found["changed"], found["sources"], found["tokens"]) == ({}, {}, {})
+    assert found["order"]["same"] == Manifest.open(folder / "out").sequences
 
 
 def test_diff_of_a_manifest_with_itself_is_nothing(folder: Path) -> None:

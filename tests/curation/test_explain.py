@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from recipes import Planted, built, pool_of, recipe, write_corpus, write_file
 
-from curation.explain import compared, diff, show, why
+from curation.differences import diff, facts
+from curation.explain import compared, show, why
 from mixing import UserError
 from mixing.manifest import Manifest
 
@@ -168,7 +169,33 @@ def test_diff_names_what_changed_and_counts_documents(example: Example, tmp_path
     ]
     counts = [len(contents[0]), len(contents[1]), len(contents[0] - contents[1]), len(contents[1] - contents[0])]
     assert "documents planned: {:,} in a, {:,} in b, {:,} lost, {:,} gained".format(*counts) in text
+    assert facts(a, b)["order"]["same"] == 0  # another seed
+    assert "order: different from the first sequence on" in text
     assert diff(a, a) == f"the same manifest, digest {a.digest}"
+
+
+def test_diff_of_a_changed_input_names_the_file_and_counts_by_source_rule_and_component(example: Example, tmp_path: Path) -> None:
+    for name in ("prose", "web", "code", "tokenizer"):
+        if (example.folder / name).exists():
+            shutil.copytree(example.folder / name, tmp_path / name)
+    lines = (tmp_path / "prose" / "part-2.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "prose" / "part-2.jsonl").write_bytes(b"".join(lines[:-3]))
+    (tmp_path / "prose" / "new.jsonl").write_bytes(b"".join(lines[-2:]))
+    built(tmp_path, recipe(), tmp_path / "other")
+    a, b = example.manifest, Manifest.open(tmp_path / "other")
+
+    found = facts(a, b)
+
+    assert found["inputs"] == {"prose": {"added": ["new.jsonl"], "removed": [], "changed": ["part-2.jsonl"]}}
+    before, after = found["sources"]["prose"]
+    assert (before["read"] - after["read"], before["read"]) == (1, a.sources["prose"]["read"])
+    rules = {one["rule"] for manifest in (a, b) for source in manifest.sources.values() for one in source["dropped"]}
+    assert set(found["rules"]) <= rules
+    assert all(a.header["stages"][0]["components"][name.split(", ")[1]]["tokens"] == pair[0] for name, pair in found["tokens"].items())
+    assert "files of prose: 1 added (new.jsonl), 1 changed (part-2.jsonl)" in diff(a, b)
+    same = found["order"]["same"]
+    texts = [[(s.start.tolist(), s.length.tolist()) for s in (one.spans(n, n + 1) for n in range(same))] for one in (a, b)]
+    assert texts[0] == texts[1]
 
 
 def test_why_of_a_near_duplicate_shows_the_longest_shared_passage_and_where_they_part(example: Example) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import pytest
 from kills import Killing, Noting, apart
 from recipes import built, recipe, write_corpus, write_recipe
 
-from curation import build as build_module
 from curation.engine import Engine, Run
 from curation.recipe import load
 from mixing.manifest import Manifest
@@ -76,6 +76,7 @@ def test_single_workers_killed_during_a_build_change_nothing(
                 os.kill(victims[-1], signal.SIGKILL)
             return super().map(function, tasks, label, at_most)
 
+    build_module = import_module("curation.build")
     monkeypatch.setattr(build_module, "Engine", Sniping)
     made = build_module.build(load(path), path.parent, tmp_path / "out", Run(tmp_path / "work", workers=2))
 

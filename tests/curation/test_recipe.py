@@ -13,7 +13,7 @@ from curation.engine import Engine, Run
 from curation.recipe import Recipe, Resolved, load, resolve_recipe
 from curation.work import Digests, Work
 from mixing import UserError
-from mixing.manifest import canonical_json
+from mixing.canonical import canonical_json
 
 SOURCES = {
     "prose": {"files": "prose.jsonl", "key": "id", "columns": ["score"]},

@@ -15,7 +15,8 @@ from click.testing import CliRunner, Result
 from recipes import built, pool_of, recipe, write_corpus
 
 from curation.cli import main
-from mixing.manifest import NO_COMPONENT, Manifest, canonical_json
+from mixing.canonical import canonical_json
+from mixing.manifest import NO_COMPONENT, Manifest
 
 STAGES = [
     {"name": "adapt", "tokens": 9000, "weights": {"domain": 0.4, "replay": 0.6}, "rounds": 3, "draw": "fresh"},

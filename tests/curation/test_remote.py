@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs
-from recipes import built, recipe, write_corpus
+from recipes import built, recipe, text_of, write_corpus, write_records
 
+import curation
 from curation import remote
 from curation.engine import Engine
 from curation.remote import Remote, filesystem, list_files, parse_url, retried
@@ -215,3 +216,18 @@ def test_a_url_with_credentials_is_refused_without_repeating_them(url: str) -> N
         parse_url("sources.s.files", url)
 
     assert "hush" not in str(caught.value)
+
+
+def test_init_of_a_bucket_writes_a_recipe_that_builds_and_says_what_that_of_the_folder_says(store: Any, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpora"
+    for number, name in enumerate(("prose/part-1.jsonl", "prose/part-2.jsonl", "code/all.parquet")):
+        write_records(corpus / name, [{"id": f"{number}-{n}", "text": text_of(100 * number + n)} for n in range(50)])
+    upload(store, corpus, "begun")
+
+    started = [curation.init(path, tmp_path / f"{number}.yaml") for number, path in enumerate((str(corpus), "s3://begun"))]
+
+    assert [[one.source.name for one in made.sources] for made in started] == [["code", "prose"]] * 2
+    texts = [made.path.read_text() for made in started]
+    assert 'files: "s3://begun/prose/*.jsonl"' in texts[1]
+    assert texts[0].replace(str(corpus), "s3://begun").replace('"', "").replace("corpora", "begun") == texts[1].replace('"', "")
+    assert curation.build(started[1].path, output=tmp_path / "out", work=tmp_path / "work").manifest.sources["prose"]["read"] == 100

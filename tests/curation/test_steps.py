@@ -21,7 +21,7 @@ from curation import corpus as corpus_module
 from curation import sources
 from curation.sources import cut
 from mixing import UserError
-from mixing.manifest import canonical_json
+from mixing.canonical import canonical_json
 
 Row = dict[str, Any]
 RULES: dict[str, Callable[[Row], bool | None]] = {

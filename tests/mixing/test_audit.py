@@ -17,8 +17,8 @@ from manifests import small_manifest
 
 from mixing.audit import verify
 from mixing.audit_plan import _unique_tokens
+from mixing.canonical import canonical_json
 from mixing.findings import Finding
-from mixing.manifest import canonical_json
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from manifests import small_manifest
 
 from mixing import UserError
-from mixing.manifest import Manifest, canonical_json, content_digest
+from mixing.canonical import canonical_json, content_digest
+from mixing.manifest import Manifest
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from plans import check_plan, documents_of, mixture_of
 
 from mixing import UserError, validated
+from mixing.canonical import canonical_json, content_digest
 from mixing.draws import Documents
-from mixing.manifest import canonical_json, content_digest
 from mixing.plan import Mixture, plan, stage_quotas
 from mixing.strategies.shares import token_count
 

@@ -14,8 +14,9 @@ import pytest
 from manifests import small_manifest
 
 from mixing import UserError
+from mixing.canonical import canonical_json
 from mixing.draws import Documents
-from mixing.manifest import Holdout, Manifest, canonical_json
+from mixing.manifest import Holdout, Manifest
 from mixing.plan import Mixture, plan
 from mixing.pool import POOL
 from mixing.write import ManifestWriter

@@ -99,3 +99,26 @@ def test_two_processes_measure_what_one_does(finished: Path, manifest_folder: Pa
 
     assert two.returncode == 0, two.stderr[-3000:]
     assert [json.loads(line) for line in two.stdout.splitlines()] == asked(finished, manifest_folder, "-c", config)
+
+
+def test_harness_measures_the_users_own_task_on_an_exported_folder(finished: Path, manifest_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (extra eval)")
+    rows = [{"question": f"What is {n}?", "choices": ["soil", "ready to grow", "seen"], "answer": n % 3} for n in range(12)]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {
+        "task": "mine",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "questions.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(task))
+
+    rows = asked(finished / "export", manifest_folder, "--harness", "mine", "--include", tmp_path)
+
+    (accuracy,) = [row["value"] for row in rows if row["metric"] == "acc/mine"]
+    assert round(accuracy * 12, 6) in range(13)

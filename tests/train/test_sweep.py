@@ -218,6 +218,11 @@ def test_simulated_cells_repeat_like_the_long_run(written: dict[str, Any], place
     assert max(row["epochs"] or 0 for row in rows) > 5
 
 
+def records_under(folder: Path) -> set[Path]:
+    """The runs' records so far. `os.walk`, since folders vanish while it looks, and `rglob` fails on that."""
+    return {Path(inside, "metrics.jsonl") for inside, _, files in os.walk(folder) if "metrics.jsonl" in files}
+
+
 @pytest.mark.slow
 def test_sweep_killed_at_random_resumes_and_ends_with_equal_measurements(swept: Path, place: Path, written: dict[str, Any]) -> None:
     command = [sys.executable, "-m", "train", "sweep", str(file_of(place, written)), "-o", str(place / "killed")]
@@ -226,8 +231,8 @@ def test_sweep_killed_at_random_resumes_and_ends_with_equal_measurements(swept: 
     for attempt in range(3):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         deadline = time.monotonic() + 90
-        before = set((place / "killed").rglob("*"))
-        while process.poll() is None and time.monotonic() < deadline and not set((place / "killed").rglob("metrics.jsonl")) - before:
+        before = records_under(place / "killed")
+        while process.poll() is None and time.monotonic() < deadline and not records_under(place / "killed") - before:
             time.sleep(0.02)
         time.sleep(random.Random(attempt).uniform(0.0, 1.5))
         killed += process.poll() is None

@@ -46,6 +46,20 @@ def test_help_imports_neither_torch_nor_transformers() -> None:
     assert "--start [fresh|weights|weights-optimizer|continue|resume]" in result.stdout
 
 
+@pytest.mark.parametrize(("arguments", "code"), [(["run", "--help"], 0), (["run"], 2)])
+def test_process_of_torchrun_ends_without_taking_the_interpreter_down(arguments: list[str], code: int, tmp_path: Path) -> None:
+    mark = tmp_path / "taken-down"
+    script = f"import atexit, sys\nfrom train.__main__ import program\natexit.register(open, {str(mark)!r}, 'w')\nsys.argv[1:] = {arguments}\nprogram()"
+
+    for environment in (ENVIRONMENT, ENVIRONMENT | {"RANK": "0"}):
+        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60, check=False)
+
+        assert result.returncode == code
+        assert (result.stdout + result.stderr).rstrip()
+        assert mark.exists() == ("RANK" not in environment)
+        mark.unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

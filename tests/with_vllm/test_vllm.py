@@ -111,6 +111,7 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     finally:
         server.terminate()
         server.wait()
+        log.close()
 
 
 def written(folder: Path, model: str, backend: dict[str, Any], **changes: Any) -> list[str]:
@@ -191,3 +192,27 @@ def test_build_killed_half_way_sends_nothing_again_that_was_answered(served: Ser
     assert told(tmp_path)["sent"] == DOCUMENTS - answered
     assert DOCUMENTS <= served.finished() - before <= DOCUMENTS + IN_FLIGHT  # what was under way when it died
     print(f"{answered} answered before the kill, {served.finished() - before} requests finished at the server for {DOCUMENTS} prompts")
+
+
+def test_perplexity_by_vllm_is_that_of_transformers(model: Path, tmp_path: Path) -> None:
+    """Texts of one window and of several, in a process of its own: vLLM's engine stays until its process ends."""
+    texts = [f"{passage(random.Random(number))} {number}" * (1 + number % 4) for number in range(24)]
+    script = f"""
+import json, pyarrow as pa
+from pathlib import Path
+from curation.signals import SIGNALS
+signal, texts = SIGNALS["causal_lm"], pa.array({texts!r}, pa.large_string())
+for engine in ("transformers", "vllm"):
+    config = signal.config.model_validate({{"kind": "causal_lm", "model": {str(model)!r}, "bos": False, "context": 40, "engine": engine}})
+    Path({str(tmp_path)!r}, engine).write_text(json.dumps(signal.compute(config, texts, Path({str(model)!r})).to_pylist()))
+"""
+    (tmp_path / "script.py").write_text("if __name__ == '__main__':\n" + "".join(f"    {line}\n" for line in script.splitlines()))
+
+    subprocess.run([sys.executable, str(tmp_path / "script.py")], check=True, env=ENVIRONMENT, timeout=1200)
+
+    ours, theirs = (json.loads((tmp_path / engine).read_text()) for engine in ("transformers", "vllm"))
+    assert [row["tokens"] for row in ours] == [row["tokens"] for row in theirs]
+    assert max(row["tokens"] for row in ours) > 40  # more than a window
+    differences = [abs(one["perplexity"] / other["perplexity"] - 1) for one, other in zip(ours, theirs, strict=True)]
+    print(f"perplexity by vLLM: greatest relative difference {max(differences):.1e} of {len(texts)} texts")
+    assert max(differences) < 1e-4

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from curation.engine import Engine
 from curation.signals import SIGNALS
-from curation.signals.causal_lm import CausalLMConfig, Window, _batches, _loaded, score
+from curation.signals.causal_lm import CausalLMConfig, _loaded, score
+from curation.signals.causal_lm_engines import Transformers, batches
 from curation.tokens import Encoder, TokenizerConfig, resolve
 from mixing import UserError
 
@@ -116,7 +117,8 @@ def test_a_value_depends_on_its_text_alone_to_the_last_bit(model: Path) -> None:
 
 def test_batches_of_one_shape_give_each_text_what_it_has_alone(model: Path) -> None:
     """What a GPU does, on this processor: rows filled up to one length, batches to one number of rows."""
-    scorer = _loaded(config(model), str(model))._replace(rows=256)
+    one_by_one = _loaded(config(model), str(model))
+    scorer = one_by_one._replace(losses=Transformers(str(model), one_by_one.context, tokens=256).losses)
     texts = [text_of(seed, 2 + seed * 3) for seed in range(12)]
 
     def scored(some: list[str]) -> npt.NDArray[np.float64]:
@@ -125,16 +127,12 @@ def test_batches_of_one_shape_give_each_text_what_it_has_alone(model: Path) -> N
     alone = np.concatenate([scored([text]) for text in texts])
     assert np.array_equal(scored(texts), alone)
     assert np.array_equal(scored(texts[::-1])[::-1], alone)
-    unpadded = score(scorer._replace(rows=0), *scorer.encoder.encode(texts))[0]
+    unpadded = score(one_by_one, *scorer.encoder.encode(texts))[0]
     assert np.allclose(alone, unpadded, rtol=1e-5)
 
 
 def test_rows_of_a_batch_are_no_longer_than_the_context() -> None:
-    windows = [Window(0, 0, length, 1) for length in (2, 40, 70, 100)]
-
-    batches = list(_batches(windows, 200, 100))
-
-    assert [(batch, length) for batch, length in batches] == [([2, 3], 100), ([0, 1], 64)]
+    assert list(batches([2, 40, 70, 100], 200, 100)) == [([2, 3], 100), ([0, 1], 64)]
 
 
 def test_control_tokens_in_a_text_are_text(model: Path) -> None:
