@@ -43,13 +43,13 @@ def checks(results: Results) -> list[Check]:
     return [
         Check("domain, recipe - whole pool", results.difference(recipe, whole, Result.domain_loss), gate=-0.05),
         Check("guard, recipe - whole pool", results.difference(recipe, whole, Result.guard_loss), gate=-0.2),
-        Check("domain, recipe + soup - whole pool", results.difference(soup, whole, Result.domain_loss), gate=0.0),
-        Check("guard, recipe + soup - whole pool", results.difference(soup, whole, Result.guard_loss), gate=-0.2),
-        Check("domain, recipe - random fifth with replay", results.difference(recipe, random, Result.domain_loss), gate=-0.3),
         Check(
             "domain, its recipe - pool with general text", results.difference(recipe_general, whole_general, Result.domain_loss), gate=0.0
         ),
         Check("guard, its recipe - pool with general text", results.difference(recipe_general, whole_general, Result.guard_loss), gate=0.0),
+        Check("domain, recipe + soup - whole pool", results.difference(soup, whole, Result.domain_loss), gate=0.0),
+        Check("guard, recipe + soup - whole pool", results.difference(soup, whole, Result.guard_loss), gate=-0.2),
+        Check("domain, recipe - random fifth with replay", results.difference(recipe, random, Result.domain_loss), gate=-0.3),
         *(
             Check(f"{name}, {ARMS[arm]} - pool with general text", results.difference(arm, whole_general, loss), decides=False)
             for arm in more
@@ -85,5 +85,6 @@ CLAIM = Claim(
     checks,
     ARMS,
     gated=True,
+    numbers=4,
     figures=figures,
 )
