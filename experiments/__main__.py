@@ -10,7 +10,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -54,16 +53,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "experiments")
     parser.add_argument("--scale", choices=sorted(SCALES), default="small")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
-    parser.add_argument("--domains", default="", help="medical, math; default: those of each claim")
+    parser.add_argument(
+        "--domains", default="medical", help="medical, math or both; a claim that is of one alone is passed over in the other"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="seeds at once, one thread each")
     parser.add_argument("--results", type=Path, default=FOLDER)
     asked = parser.parse_args(arguments)
     chosen = [
         claim for claim in claims() if asked.what == "claims-full" or (asked.what == "claims" and claim.gated) or claim.name in asked.names
     ]
+    if unknown := sorted(set(asked.names) - set(NAMES)):
+        parser.error(f"{unknown[0]}: no such claim; there are: {', '.join(NAMES)}")
+    if asked.what == "run" and not chosen:
+        parser.error(f"run: name one claim or more of: {', '.join(NAMES)}")
     if asked.what != "pages":
-        if asked.corpora is None:
-            parser.error("--corpora DIR: where the corpora lie")
+        if asked.corpora is None or not asked.corpora.is_dir():
+            parser.error(f"--corpora: found {asked.corpora}; give the folder in which the corpora lie (experiments/README.md says which)")
         run(chosen, asked)
     pages.write(claims(), asked.results)
     broken = [line for claim in chosen for line in pages.broken(claim, load(claim.name, asked.results))]
@@ -76,11 +81,12 @@ def run(chosen: Sequence[Claim], asked: argparse.Namespace) -> None:
     scale = SCALES[asked.scale]
     folder = (asked.work / scale.name).resolve()
     corpora.prepare(asked.corpora, folder / "corpora", scale.vocabulary)
-    domains = asked.domains.split(",") if asked.domains else ["medical"]
-    places = [(domain, int(seed)) for domain in domains for seed in asked.seeds.split(",")]
+    places = [(domain, int(seed)) for domain in asked.domains.split(",") for seed in asked.seeds.split(",")]
+    for place in places:  # what all seeds share is made before any begins
+        Rig(Workshop(folder), scale, *place).made()
 
     def one(place: tuple[str, int]) -> None:
-        rig = Rig(Workshop(folder), replace(scale), *place)
+        rig = Rig(Workshop(folder), scale, *place)
         for claim in chosen:
             if place[0] in claim.domains:
                 found = claim.run(rig)

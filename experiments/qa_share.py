@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from experiments.rig import facts
@@ -13,7 +12,7 @@ from experiments.rig.judging import Check
 from experiments.rig.recipes import BOOKS, Rig, of_sources, stage
 from experiments.rig.results import Result, Results
 
-TEMPLATE = Path(__file__).parent / "rig" / "facts_qa.md"
+TEMPLATE = "---\nextends: qa\n---\n=== document\nQuestion: {{ question }}\nAnswer: {{ answer }}\n"
 PROSE, SHARES = 0.3, (0.0, 0.1, 0.2, 0.4)
 ARMS = {f"qa-{share * 100:02.0f}": f"{share * 100:.0f} % questions and answers" for share in SHARES}
 
@@ -26,9 +25,11 @@ def world(rig: Rig, arm: str, share: float, prose: float, corrupt: float = 0.0) 
     """An arm with `share` of its tokens questions and answers, `prose` the prose that they are made from, the rest general text. Nothing is dropped as
     a duplicate, since a fact is asked again and again."""
     told, file, test = facts.write(rig.corpora, rig.seed)
+    template = rig.corpora / "facts_qa.md"
+    template.write_text(TEMPLATE, encoding="utf-8")
     asked = {
         "from": "source = 'prose'",
-        "template": str(TEMPLATE),
+        "template": str(template),
         "per_document": 4,
         "model": "rule",
         "backend": {"kind": "server"},

@@ -26,10 +26,10 @@ def checks(results: Results) -> list[Check]:
     steps = zip((little, main, half), (none, little, main), strict=True)
     falls = [Check(f"guard, {ARMS[more]} - {ARMS[less]}", results.difference(more, less, Result.guard_loss)) for more, less in steps]
     return [
-        *falls,
         Check("share of the rise left at 18 % replay", results.effect([none, main], left), 1.0, gate=0.6, unit="of the rise"),
         Check("share of the rise left at 5 % replay", results.effect([none, little], left), 1.0, decides=False, unit="of the rise"),
         Check("domain, 18 % replay - none", results.difference(main, none, Result.domain_loss), 0.2, gate=0.2),
+        *falls,
         Check("share of the domain's gain lost at 5 % replay", results.effect([none, little], lost), 0.1, unit="of the gain"),
     ]
 

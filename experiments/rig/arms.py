@@ -54,12 +54,13 @@ def full(rig: Rig, general: float = 0.0) -> Result:
     return trained(rig, name, manifest, marks=ENDS if general else CURVE)
 
 
-def recipe_on_general(rig: Rig) -> Result:
+def recipe_on_general(rig: Rig, replay: float = GENERAL_REPLAY) -> Result:
     """The recipe for a pool of which a quarter is general text."""
-    weights = {"strategy": "replay", "share": GENERAL_REPLAY, "replay": {"books_en": 92, "wiki_en": 8}, "rest": {"pool": 1}}
+    name = "recipe-general" + (f"-{replay * 100:.0f}" if replay != GENERAL_REPLAY else "")
+    weights = {"strategy": "replay", "share": replay, "replay": {"books_en": 92, "wiki_en": 8}, "rest": {"pool": 1}}
     steps = rig.selected("importance", GENERAL_SUBSET)
-    manifest = rig.pooled("recipe-general", steps, weights, rig.scale.tokens, GENERAL_SHARE, visits=VISITS)
-    return trained(rig, "recipe-general", manifest)
+    manifest = rig.pooled(name, steps, weights, rig.scale.tokens, GENERAL_SHARE, visits=VISITS)
+    return trained(rig, name, manifest)
 
 
 def soups(rig: Rig, result: Result, steps: int = 10) -> list[Result]:

@@ -37,10 +37,10 @@ class Check(NamedTuple):
         return list(dict.fromkeys(where for where, _ in sorted(self.effects, key=lambda place: (place[0] != "medical", place))))
 
     def verdict(self, domain: str | None = None) -> str:
-        """Of one domain, or of all: what every domain says, or that they differ."""
+        """Of one domain, or of all that have their seeds: what they say alike, or that they differ."""
         if domain is None:
-            found = {self.verdict(one) for one in self.domains}
-            return found.pop() if len(found) == 1 else UNCLEAR if found else MISSING
+            found = {self.verdict(one) for one in self.domains if len(self.of(one)) >= SEEDS}
+            return found.pop() if len(found) == 1 else UNCLEAR if self.effects else MISSING
         values = self.of(domain)
         kept = [value < self.limit for value in values]
         if not values:

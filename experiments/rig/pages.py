@@ -10,6 +10,7 @@ from pathlib import Path
 
 from experiments.rig.claim import Claim
 from experiments.rig.corpora import DOMAINS, GENERAL
+from experiments.rig.figures import MAIN
 from experiments.rig.judging import MISSING, Check, mean, overall, spread
 from experiments.rig.results import Result, Results, load, story
 
@@ -21,12 +22,12 @@ def write(found: Sequence[Claim], folder: Path, pages: Path = PAGES) -> None:
     rows = ["| claim | source | our number | verdict |", "| --- | --- | --- | --- |"]
     for claim in found:
         results = load(claim.name, folder)
+        drawn = {name: svg for name, svg in claim.figures(results).items() if svg}
         rows.append(summary(claim, results))
-        insert(pages / f"{claim.name}.md", {"results": page(claim, results, folder)})
-        for name, svg in claim.figures(results).items():
-            if svg:
-                (pages / "figures").mkdir(exist_ok=True)
-                (pages / "figures" / f"{name}.svg").write_text(svg + "\n", encoding="utf-8")
+        insert(pages / f"{claim.name}.md", {"results": page(claim, results, folder, list(drawn))})
+        for name, svg in drawn.items():
+            (pages / "figures").mkdir(exist_ok=True)
+            (pages / "figures" / f"{name}.svg").write_text(svg + "\n", encoding="utf-8")
     insert(pages / "README.md", {"summary": "\n".join(rows)})
 
 
@@ -55,11 +56,12 @@ def across(check: Check) -> str:
     return "; ".join(f"{domain} {spread(check.of(domain), signed=True)}" for domain in check.domains)
 
 
-def page(claim: Claim, results: Results, folder: Path) -> str:
+def page(claim: Claim, results: Results, folder: Path, drawn: Sequence[str]) -> str:
     checks = claim.checks(results)
     parts = [f"**{overall(checks)}**. {claim.says} ({claim.source})"]
     if not results.rows:
         return "\n".join(["", *parts, ""])
+    parts += [f"![{name.replace('-', ' ')}: means over the seeds, {MAIN}](figures/{name}.svg)" for name in drawn]
     parts.append(verdicts(checks))
     domains = list(dict.fromkeys(domain for domain, _ in results.places))
     parts += [arms(claim, results, domain) for domain in domains]

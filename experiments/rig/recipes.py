@@ -59,6 +59,12 @@ class Rig:
         sources = {kind: {"files": f"corpora:{kind}.parquet", "where": f"part < {EXAM}"} for kind in corpora.kinds()}
         return self.workshop.index("exam", {"sources": sources})
 
+    def made(self) -> None:
+        """Makes what the seeds of a domain share."""
+        assert self.exam.is_dir()
+        assert self.reserved.is_dir()
+        corpora.reference(self.corpora, self.domain)
+
     # What is trained on.
 
     def recipe(

@@ -37,6 +37,13 @@ def test_verdict_of_two_domains_that_differ_is_open() -> None:
     assert both.verdict() == UNCLEAR
 
 
+def test_domain_that_lacks_seeds_does_not_undo_another() -> None:
+    medical = {("medical", seed): -0.1 for seed in (11, 12, 13)}
+
+    assert Check("effect", medical | {("math", 11): 0.1}).verdict() == HOLDS
+    assert Check("effect", {("math", 11): -0.1}).verdict() == UNCLEAR
+
+
 def test_gate_is_broken_where_a_single_seed_misses_it_although_the_claim_holds() -> None:
     found = check(-0.4, -0.1, -0.5, gate=-0.3)
 
