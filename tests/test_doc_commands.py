@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 TUTORIAL = "docs/guides/first-manifest.md"
 GUIDES = [path.relative_to(ROOT).as_posix() for folder in ("guides", "concepts") for path in sorted((ROOT / "docs" / folder).glob("*.md"))]
 PAGES = ["README.md", "CONTRIBUTING.md", "data_manifests/README.md", *GUIDES]
-PROGRAMS = ("curate", "python", "torchrun", "make", "pip", "source", "vllm", "srun", "git", "tilth-train")
+PROGRAMS = ("curate", "python", "torchrun", "make", "pip", "source", "vllm", "srun", "curl", "ssh", "git", "tilth-train")
 
 # What is not run here, by how it begins, and why. All but the first two kinds are still read by the command's own parser.
 ABSENT = {
@@ -32,6 +32,12 @@ ABSENT = {
     "source ": "the tests run in the environment already",
     "torchrun ": "wants as many devices as it says; tests/train starts torchrun with 2 and 4 processes",
     "srun ": "wants Slurm",
+    "pip install vllm": "wants a GPU; `make test-vllm` builds such an environment for a CPU",
+    "vllm serve": "wants a GPU; tests/curation/synthesis ask a server on loopback",
+    "curl http://gpu7": "wants that server",
+    "curate build medical.yaml --root pubmed_qa": "wants that server",
+    "curate init s3://": "wants a bucket; tests/curation/test_remote.py runs it with one on loopback",
+    "curate build medical.yaml --work /scratch": "wants that bucket and those folders",
     "python -m train sweep": "minutes; tests/train/test_sweep.py runs it",
     "python -m train characterise": "wants the sweep above; tests/train/test_characterise.py runs it",
     "python -m train soup": "wants the models of the sweep; tests/train/test_soup.py runs it",
