@@ -183,7 +183,7 @@ def test_tutorial_is_followed_as_written_from_an_empty_folder(tmp_path: Path) ->
             assert done.returncode == 0, f"{command}\n{done.stderr}"
             said[command] = done.stdout
 
-    assert len(said) == 10
+    assert len(said) == 11
     assert "checks hold" in said["curate verify build/first"].splitlines()[-1]
     assert "threshold: 0.8 -> 0.6" in said["curate diff build/first build/stricter"]
     header = json.loads((tmp_path / "build/weighted/manifest.json").read_text())
