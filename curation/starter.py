@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from dataclasses import replace as replace_in
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -59,6 +60,8 @@ def init(paths: list[str], output: Path, base: str | None = None, *, replace: bo
     if not sources:
         raise UserError(f"init: {asides[0].files[0]}: {asides[0].why}; accepted: files with texts of their own")
     found = replace_in(found, asides=[*found.asides, *asides])
+    if chosen.path == BYTE_TOKENIZER:
+        (output.parent / BYTE_TOKENIZER).write_bytes(byte_tokenizer())
     output.write_text(draft(Path(paths[0]).name, sources, found, chosen), encoding="utf-8")
     load(output)
     return Started(output, found, sources, remarks)
@@ -76,9 +79,10 @@ def _tokenizer(base: str | None, found: Found, beside: Path) -> tuple[Chosen, En
         why = "CHECK: it lies among the files. Every token count is of this tokenizer, so it has to be that of the model you train."
         remark = "the tokenizer is one that lies among the files: check that it is your model's, or name that with --base"
         return Chosen(found.tokenizers[0].written, eos, why, SEQUENCE_LENGTH, None), encoder, [remark]
-    path = beside / BYTE_TOKENIZER
-    path.write_bytes(byte_tokenizer())
-    eos, encoder = _opened(str(path))
+    with TemporaryDirectory() as room:
+        path = Path(room) / BYTE_TOKENIZER
+        path.write_bytes(byte_tokenizer())
+        eos, encoder = _opened(str(path))
     why = "REPLACE: no model was named, so a token is a byte here; a model's token is 3 to 5 of them. Name its folder, tokenizer.json or hub name."
     remark = f"no model was named: {path.name} counts bytes; put your model's tokenizer in its place, or name it with --base"
     return Chosen(BYTE_TOKENIZER, eos, why, SEQUENCE_LENGTH, None), encoder, [remark]

@@ -261,4 +261,5 @@ def test_refusal_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert result.stderr.startswith("curate: ")
     assert result.stderr.count("\n") == 1
     assert part in result.stderr
-    assert [path.name for path in tmp_path.glob("*.yaml")] == (["recipe.yaml"] if part.startswith("exists") else [])
+    written = [path.name for path in tmp_path.iterdir() if path.is_file()]
+    assert written == (["recipe.yaml"] if part.startswith("exists") else [])
