@@ -1,0 +1,82 @@
+"""How a value is laid out: the axis of its histogram, and the thresholds that its slider stops at.
+
+A heavy tail is drawn over logarithms, small whole numbers one by one. Half a percent at either end is gathered in the outermost bars, so that one broken document does not
+flatten the picture. A slider stops at numbers that a person would write, three digits long, as dense as the documents are.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from curation.page.survey import Spread
+from curation.page.windows import Floats, Integers
+
+BARS = 44
+STOPS = 96
+OUTER = 0.005
+MARGIN = 0.06
+"""What is shown beyond a threshold, of the range."""
+DIGITS = 3
+HEAVY = 12.0
+"""How far the range of a count reaches beyond its median before it is drawn over logarithms; a share never is."""
+
+
+class Axis(NamedTuple):
+    """From values to bars: `[low, high]` in `bars` equal parts; of log(value + shift) if there is a shift. Values beyond the ends count to the outermost bars."""
+
+    low: float
+    high: float
+    bars: int
+    shift: float | None
+
+    def place(self, value: float) -> float:
+        """0 at the left end, 1 at the right."""
+        a, b, x = (one if self.shift is None else math.log(max(one + self.shift, 1e-300)) for one in (self.low, self.high, value))
+        return min(1.0, max(0.0, (x - a) / (b - a)))
+
+    def bar(self, values: Floats) -> Integers:
+        """The bar of each value."""
+        a, b = self.low, self.high
+        if self.shift is not None:
+            values, a, b = np.log(np.maximum(values + self.shift, 1e-300)), math.log(a + self.shift), math.log(b + self.shift)
+        bars = np.floor((values - a) / (b - a) * self.bars)
+        return np.clip(bars, 0, self.bars - 1).astype(np.int64)
+
+
+def axis_of(spread: Spread, marks: list[float]) -> Axis:
+    """The axis of a value; `marks`, the recipe's thresholds, lie on it."""
+    low, high = spread.quantile(OUTER), spread.quantile(1 - OUTER)
+    inside = [mark for mark in marks if spread.low <= mark <= spread.high]
+    margin = (high - low) * MARGIN
+    low, high = max(spread.low, min([low, *(mark - margin for mark in inside)])), min(spread.high, max([high, *(mark + margin for mark in inside)]))
+    if spread.whole and high - low < BARS:
+        low, high = math.floor(low), math.ceil(high)
+        return Axis(low - 0.5, high + 0.5, int(high - low) + 1, None)
+    if low >= 0 and high > max(1.0, HEAVY * spread.quantile(0.5)) and (low > 0 or spread.whole):
+        return Axis(low, high, BARS, 0.0 if low > 0 else 1.0)
+    if high <= low:
+        low, high = low - 0.5, high + 0.5
+    return Axis(low, high, BARS, None)
+
+
+def stops_of(spread: Spread, at: float) -> list[float]:
+    """The thresholds of a slider, ascending: the recipe's own, and numbers of three digits at equal shares of the documents, from the lowest value to the highest."""
+    if not len(spread.sample):
+        return [at]
+    shares = np.linspace(0, 1, STOPS - 4)
+    chosen = spread.sample[np.rint(shares * (len(spread.sample) - 1)).astype(np.int64)]
+    ends = [spread.low, spread.high]
+    between = np.linspace(chosen[0], chosen[-1], 17) if len(np.unique(chosen)) < STOPS // 3 and not spread.whole else np.zeros(0)
+    found = {_written(float(value)) for value in np.concatenate([chosen, between])}
+    found |= {math.floor(ends[0] * 1e6) / 1e6, math.ceil(ends[1] * 1e6) / 1e6, at}
+    return sorted(found)
+
+
+def _written(value: float) -> float:
+    """A number of three digits; a whole number below a thousand is one already."""
+    if value == 0 or (value == int(value) and abs(value) < 1000):
+        return value
+    return float(f"{value:.{DIGITS}g}")

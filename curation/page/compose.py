@@ -1,0 +1,205 @@
+"""The page: facts, counts and documents put into `page.html` beside this file, with its style and its script inside.
+
+One file that fetches nothing. Its content security policy names the one style and the one script by their hash and forbids everything else, and every text goes through a
+template that escapes. The same manifest and runs, with or without texts, give the same bytes: no time, path or machine is written.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from curation.page import drawing, facts
+from curation.page.axes import Axis
+from curation.page.counting import Counts, Moved, count
+from curation.page.gallery import Duplicates, gallery
+from curation.page.sampling import SIMILARITY_BARS
+from curation.page.survey import SAMPLE, Spread, Survey, survey
+from curation.page.thresholds import decisions, thresholds
+from curation.page.training import training
+from curation.page.untrusted import visible
+from curation.page.windows import Value, schema_of, values_of
+from mixing.audit import verify
+from mixing.chart import short
+from mixing.manifest import Manifest
+
+FOLDER = Path(__file__).parent
+SOURCES = 24
+"""Sources told apart by the sliders; of more, the smallest are put together."""
+SHOWN_LABELS = 12
+
+
+class Signal(NamedTuple):
+    """A value without a threshold, in small."""
+
+    name: str
+    spread: Spread
+    drawn: Markup
+
+
+class Labels(NamedTuple):
+    """The most frequent labels of a column with text: (label, kept, dropped by a rule on it, dropped by another); and how many others there are."""
+
+    name: str
+    rows: list[tuple[str, int, int, int]]
+    others: int
+
+
+class Slider(NamedTuple):
+    """A threshold with its histogram; what the script needs to move it is in the page's data, under the same number."""
+
+    moved: Moved
+    spread: Spread
+    axis: Axis
+    drawn: Markup
+    rule: str
+    later: int
+    idle: bool
+
+
+def report(manifest: Manifest, runs: Sequence[Path] = (), work: Path | None = None, *, prove: bool = False) -> str:
+    """The whole page as HTML. `prove` has everything verified first, as `curate verify` does."""
+    values, found = values_of(manifest), thresholds(manifest, schema_of(manifest))
+    known = survey(manifest, values, found)
+    counts = count(manifest, values, found, known)
+    planned = facts.planned_tokens(manifest, known)
+    sliders = [_slider(manifest, moved, known, counts) for moved in counts.moved]
+    shares, stages = facts.order(manifest)
+    context = {
+        "manifest": manifest,
+        "header": manifest.header,
+        "told": facts.counted(manifest),
+        "known": known,
+        "lines": (lines := facts.funnel(manifest, known, planned)),
+        "fates": _fates(manifest, lines, known),
+        "checks": list(facts.checks(manifest, known, planned)),
+        "proved": list(verify(manifest.folder)) if prove else None,
+        "remarks": list(facts.remarks(manifest, known)),
+        "stages": facts.budget(manifest),
+        "order": drawing.areas(manifest.component_names, shares, stages, manifest.sequences, "components over the run, by sequence"),
+        "sliders": sliders,
+        "idle": sum(one.idle for one in sliders),
+        "loop_index": sliders.index,
+        "component_key": [(f"c{place % 8}", name) for place, name in enumerate(manifest.component_names)],
+        "signals": _signals(values, known, counts),
+        "labels": _labels(counts),
+        "gallery": (shown := gallery(manifest, known, counts.samples, work)),
+        "similarity": {one.step: _similarities(one) for one in shown.duplicates},
+        "training": training(manifest, runs),
+        "recipe": yaml.safe_dump(manifest.header["recipe"], sort_keys=False, allow_unicode=True, width=110),
+        "sampled": sum(one["read"] for one in manifest.sources.values()) > SAMPLE,
+        "data": _data(sliders, known),
+    }
+    return _rendered(context)
+
+
+def _rendered(context: dict[str, Any]) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"n": lambda value: f"{value:,}", "short": short, "seen": visible, "number": drawing.number}
+    environment.globals |= {"share": drawing.share, "bar": drawing.bar}
+    style, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
+    page = environment.get_template("page.html").render(
+        context, policy=policy, style=Markup(style), script=Markup(script)  # noqa: S704 - our own files
+    )
+    return page + "\n"
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _fates(manifest: Manifest, lines: list[facts.Line], known: Survey) -> list[tuple[str, str, int]]:
+    """(class, label, records) of the bar that shows what became of all records."""
+    like = {one["step"] for one in facts.counted(manifest).get("duplicates", [])}
+    by_step = {line.step: line.total for line in lines if line.step is not None}
+    tops = {step for step, rule in decisions(manifest) if rule.startswith("top: ")}
+    kept = int(known.decisions["kept"].sum())
+    used = sum(one["used"] for one in manifest.sources.values())
+    return [
+        ("planned", "planned", used),
+        ("spare", "kept, not planned", kept - used),
+        ("held", "held out", int(known.decisions["held_out"].sum())),
+        ("ranked", "beyond a ranking's budget", sum(by_step.get(step, 0) for step in tops)),
+        ("ruled", "dropped by a rule", sum(count for step, count in by_step.items() if step and step not in like | tops)),
+        ("alike", "dropped as duplicates", sum(count for step, count in by_step.items() if step in like | {0})),
+        ("broken", "quarantined", int(known.decisions["quarantined"].sum())),
+    ]
+
+
+def _slider(manifest: Manifest, moved: Moved, known: Survey, counts: Counts) -> Slider:
+    threshold, spread = moved.threshold, known.spreads[moved.threshold.value]
+    assert threshold.at is not None
+    mark = drawing.Mark(threshold.at, threshold.operator in (">=", ">"))
+    name = f"distribution of {threshold.value}, threshold {threshold.operator} {drawing.number(threshold.at)}"
+    drawn = drawing.histogram(counts.axes[threshold.value], counts.bars[threshold.value], name, mark)
+    later = sum(step > threshold.step for step, _ in decisions(manifest))
+    idle = not moved.returns.documents.any()
+    return Slider(moved, spread, counts.axes[threshold.value], drawn, threshold.rule, later, idle)
+
+
+def _signals(values: list[Value], known: Survey, counts: Counts) -> list[Signal]:
+    """The values without a threshold of their own."""
+    with_threshold = {moved.threshold.value for moved in counts.moved}
+    return [
+        Signal(value.name, known.spreads[value.name], drawing.histogram(counts.axes[value.name], counts.bars[value.name], f"distribution of {value.name}"))
+        for value in values
+        if value.name in counts.axes and value.name not in with_threshold
+    ]
+
+
+def _labels(counts: Counts) -> list[Labels]:
+    found = []
+    for name, labels in counts.labels.items():
+        table: dict[str, list[int]] = {}
+        for (label, fate), documents in labels.items():
+            table.setdefault(label, [0, 0, 0])[fate] += documents
+        ranked = sorted(table.items(), key=lambda entry: (-sum(entry[1]), entry[0]))
+        if ranked:
+            rows = [(label, fates[0], fates[1], fates[2]) for label, fates in ranked[:SHOWN_LABELS]]
+            found.append(Labels(name, rows, max(len(ranked) - SHOWN_LABELS, 0)))
+    return found
+
+
+def _similarities(duplicates: Duplicates) -> list[tuple[str, int]]:
+    """Duplicates by similarity, from the lowest bar that has any."""
+    first = next(place for place, documents in enumerate(duplicates.bars) if documents)
+    return [(f"{place / SIMILARITY_BARS:.2f}", duplicates.bars[place]) for place in range(first, SIMILARITY_BARS)]
+
+
+def _data(sliders: list[Slider], known: Survey) -> Markup:
+    """What the script moves thresholds with: JSON that ends no element."""
+    order = sorted(range(len(known.sources)), key=lambda place: -int(sum(counts[place] for counts in known.decisions.values())))
+    apart = sorted(order[:SOURCES])
+    others = sorted(order[SOURCES:])
+    names = [known.sources[place] for place in apart] + ([f"{len(others)} smaller sources"] if others else [])
+
+    def by_source(table: Any) -> list[list[int]]:
+        rows = [table[place] for place in apart] + ([table[others].sum(axis=0)] if others else [])
+        return [[int(row[0]), *(int(step) for step in row[1:] - row[:-1])] for row in rows]
+
+    told = [
+        {
+            "value": slider.moved.threshold.value,
+            "operator": slider.moved.threshold.operator,
+            "stops": slider.moved.stops,
+            "here": slider.moved.here,
+            "places": [round(slider.axis.place(stop), 4) for stop in slider.moved.stops],
+            "stays": [by_source(slider.moved.stays.documents), by_source(slider.moved.stays.tokens)],
+            "returns": [by_source(slider.moved.returns.documents), by_source(slider.moved.returns.tokens)],
+            "about": slider.moved.stays.estimated or slider.moved.returns.estimated,
+        }
+        for slider in sliders
+    ]
+    text = json.dumps({"sources": names, "thresholds": told}, separators=(",", ":"), ensure_ascii=True)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))  # noqa: S704 - cannot end an element
