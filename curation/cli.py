@@ -206,6 +206,34 @@ def why(manifest: Path, document: str | None, text: str | None, work: Path | Non
         click.echo(found)
 
 
+@main.command("report")
+@manifest_argument
+@click.argument("runs", metavar="[RUN]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("report.html"),
+    show_default=True,
+    help="The page to write.",
+)
+@click.option("--verify", "prove", is_flag=True, help="Prove everything first, as `curate verify` does, and say so on the page.")
+@work_option
+@answers
+def report_page(manifest: Path, runs: tuple[Path, ...], output: Path, prove: bool, work: Path | None) -> None:
+    """Write one self-contained HTML page about MANIFEST for a person to decide by, with the curves of each RUN trained on it. Texts need the work directory."""
+    from curation import report
+    from curation.page.compose import report as make_page
+    from curation.work import write_text
+    from mixing.manifest import Manifest
+
+    opened = Manifest.open(manifest)
+    with report.bar("read the pool", 2 * sum(source["read"] for source in opened.sources.values())) as advance:
+        page = make_page(opened, runs, work, prove=prove, advance=advance)
+    write_text(output, page)
+    click.echo(f"{output}: {output.stat().st_size / 1e6:.2f} MB")
+
+
 @main.command()
 @manifest_argument
 @click.option("-o", "output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The Parquet file to write.")

@@ -15,6 +15,8 @@ from curation.page.survey import Spread
 from curation.page.windows import Floats, Integers
 
 BARS = 44
+BARS_OF_COUNTS = 30
+"""Over logarithms whole numbers lie far apart."""
 STOPS = 96
 OUTER = 0.005
 MARGIN = 0.06
@@ -51,14 +53,17 @@ def axis_of(spread: Spread, marks: list[float]) -> Axis:
     low, high = spread.quantile(OUTER), spread.quantile(1 - OUTER)
     inside = [mark for mark in marks if spread.low <= mark <= spread.high]
     margin = (high - low) * MARGIN
-    low, high = max(spread.low, min([low, *(mark - margin for mark in inside)])), min(spread.high, max([high, *(mark + margin for mark in inside)]))
+    low, high = (
+        max(spread.low, min([low, *(mark - margin for mark in inside)])),
+        min(spread.high, max([high, *(mark + margin for mark in inside)])),
+    )
     if spread.whole and high - low < BARS:
         low, high = math.floor(low), math.ceil(high)
         return Axis(low - 0.5, high + 0.5, int(high - low) + 1, None)
     if low >= 0 and high > max(1.0, HEAVY * spread.quantile(0.5)) and (low > 0 or spread.whole):
-        return Axis(low, high, BARS, 0.0 if low > 0 else 1.0)
+        return Axis(low, high, BARS if not spread.whole else BARS_OF_COUNTS, 0.0 if low > 0 else 1.0)
     if high <= low:
-        low, high = low - 0.5, high + 0.5
+        low, high = (spread.low, spread.high) if spread.high > spread.low else (low - 0.5, high + 0.5)
     return Axis(low, high, BARS, None)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ FOLDER = Path(__file__).parent
 SOURCES = 24
 """Sources told apart by the sliders; of more, the smallest are put together."""
 SHOWN_LABELS = 12
+FLAT = 0.99
 
 
 class Signal(NamedTuple):
@@ -43,6 +44,8 @@ class Signal(NamedTuple):
     name: str
     spread: Spread
     drawn: Markup
+    flat: bool
+    """Nearly every document is in one bar."""
 
 
 class Labels(NamedTuple):
@@ -65,11 +68,18 @@ class Slider(NamedTuple):
     idle: bool
 
 
-def report(manifest: Manifest, runs: Sequence[Path] = (), work: Path | None = None, *, prove: bool = False) -> str:
-    """The whole page as HTML. `prove` has everything verified first, as `curate verify` does."""
+def report(
+    manifest: Manifest,
+    runs: Sequence[Path] = (),
+    work: Path | None = None,
+    *,
+    prove: bool = False,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> str:
+    """The whole page as HTML. `prove` has everything verified first, as `curate verify` does; `advance` is told the rows that were read, each twice in all."""
     values, found = values_of(manifest), thresholds(manifest, schema_of(manifest))
-    known = survey(manifest, values, found)
-    counts = count(manifest, values, found, known)
+    known = survey(manifest, values, found, advance)
+    counts = count(manifest, values, found, known, advance)
     planned = facts.planned_tokens(manifest, known)
     sliders = [_slider(manifest, moved, known, counts) for moved in counts.moved]
     shares, stages = facts.order(manifest)
@@ -109,9 +119,7 @@ def _rendered(context: dict[str, Any]) -> str:
     environment.globals |= {"share": drawing.share, "bar": drawing.bar}
     style, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
-    page = environment.get_template("page.html").render(
-        context, policy=policy, style=Markup(style), script=Markup(script)  # noqa: S704 - our own files
-    )
+    page = environment.get_template("page.html").render(context, policy=policy, style=Markup(style), script=Markup(script))
     return page + "\n"
 
 
@@ -152,7 +160,12 @@ def _signals(values: list[Value], known: Survey, counts: Counts) -> list[Signal]
     """The values without a threshold of their own."""
     with_threshold = {moved.threshold.value for moved in counts.moved}
     return [
-        Signal(value.name, known.spreads[value.name], drawing.histogram(counts.axes[value.name], counts.bars[value.name], f"distribution of {value.name}"))
+        Signal(
+            value.name,
+            known.spreads[value.name],
+            drawing.histogram(counts.axes[value.name], counts.bars[value.name], f"distribution of {value.name}", foot=27),
+            bool(counts.bars[value.name].sum(axis=0).max() > FLAT * counts.bars[value.name].sum()),
+        )
         for value in values
         if value.name in counts.axes and value.name not in with_threshold
     ]
@@ -202,4 +215,4 @@ def _data(sliders: list[Slider], known: Survey) -> Markup:
         for slider in sliders
     ]
     text = json.dumps({"sources": names, "thresholds": told}, separators=(",", ":"), ensure_ascii=True)
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))  # noqa: S704 - cannot end an element
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))

@@ -8,6 +8,7 @@ ones) are estimated from their bytes at the rate of their source, and said to be
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -73,7 +74,7 @@ class Counts:
     samples: Samples = field(default_factory=Samples)
 
 
-def count(manifest: Manifest, values: list[Value], found: list[Threshold], known: Survey) -> Counts:
+def count(manifest: Manifest, values: list[Value], found: list[Threshold], known: Survey, advance: Callable[[int], None]) -> Counts:
     """The second pass. Thresholds of a `top` whose cut nothing shows are left out."""
     placed = [one if one.at is not None else one._replace(at=known.cuts.get(one.step)) for one in found]
     tallies = [_tally(one, known) for one in placed if one.at is not None and known.spreads[one.value].known]
@@ -92,6 +93,7 @@ def count(manifest: Manifest, values: list[Value], found: list[Threshold], known
             _distribute(window, value, own[value.name], made)
         for tally in tallies:
             _add(window, tally)
+        advance(window.frame.height)
         take(window, [tally.threshold for tally in tallies], made.samples)
     rates = known.tokens_per_byte()
     made.moved = [_moved(tally, rates) for tally in tallies]

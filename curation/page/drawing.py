@@ -13,7 +13,7 @@ from curation.page.axes import Axis
 from curation.page.windows import Floats, Integers
 from mixing.chart import short, ticks
 
-WIDTH, HEIGHT, FOOT, HEAD = 480, 132, 18, 14
+WIDTH, HEAD, ROOM = 480, 14, 100
 TORN = 2.2
 """A bar that is so many times as high as the next one is cut, and its share written on it."""
 FATES = ("kept", "own", "other")
@@ -38,25 +38,25 @@ def share(part: float, whole: float) -> str:
     if not whole:
         return "–"
     if part and part / whole < 0.0005:
-        return "< 0.1 %"
+        return "< 0.1\u202f%"
     if part != whole and part / whole > 0.9995:
-        return "> 99.9 %"
-    return f"{100 * part / whole:.1f} %" if part not in (0, whole) else f"{100 * part / whole:.0f} %"
+        return "> 99.9\u202f%"
+    return f"{100 * part / whole:.1f}\u202f%" if part not in (0, whole) else f"{100 * part / whole:.0f}\u202f%"
 
 
-def histogram(axis: Axis, bars: Integers, label: str, mark: Mark | None = None) -> Markup:
-    """Stacked bars: kept at the bottom, dropped by a rule on this value, dropped by another."""
+def histogram(axis: Axis, bars: Integers, label: str, mark: Mark | None = None, foot: int = 18) -> Markup:
+    """Stacked bars: kept at the bottom, dropped by a rule on this value, dropped by another. `foot` is the room for the numbers below."""
     totals = bars.sum(axis=0)
     ranked = np.sort(totals)[::-1]
     top = float(ranked[0])
     if len(ranked) > 1 and ranked[1] and ranked[0] > TORN * ranked[1]:
         top = float(ranked[1]) * 1.35
-    width, room = WIDTH / axis.bars, HEIGHT - FOOT - HEAD
+    width, floor = WIDTH / axis.bars, HEAD + ROOM
     gap = min(1.0, width * 0.12)
     shapes = []
     for place in np.flatnonzero(totals).tolist():
-        height = min(totals[place] / top, 1.0) * room
-        y, x = float(HEIGHT - FOOT), place * width
+        height = min(totals[place] / top, 1.0) * ROOM
+        y, x = float(floor), place * width
         for fate, count in zip(FATES, bars[:, place].tolist(), strict=True):
             if count:
                 part = max(height * count / totals[place], 0.6)
@@ -66,8 +66,8 @@ def histogram(axis: Axis, bars: Integers, label: str, mark: Mark | None = None) 
             shapes.append(_torn(x, width, share(int(totals[place]), int(totals.sum()))))
     line = "" if mark is None else _mark(axis, mark)
     return Markup(
-        f'<svg class="histogram" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(shapes)}'
-        f'<line class="axis" x1="0" x2="{WIDTH}" y1="{HEIGHT - FOOT}" y2="{HEIGHT - FOOT}"/>{_ticks(axis)}{line}</svg>'
+        f'<svg class="histogram" viewBox="0 0 {WIDTH} {floor + foot}" role="img" aria-label="{escape(label)}">{"".join(shapes)}'
+        f'<line class="axis" x1="0" x2="{WIDTH}" y1="{floor}" y2="{floor}"/>{_ticks(axis, floor + foot - 4)}{line}</svg>'
     )
 
 
@@ -85,21 +85,21 @@ def _mark(axis: Axis, mark: Mark) -> str:
     x = axis.place(mark.at) * WIDTH
     left, wide = (0.0, x) if mark.fails_left else (x, WIDTH - x)
     return (
-        f'<rect class="fails" x="{left:.1f}" y="0" width="{wide:.1f}" height="{HEIGHT - FOOT}"/>'
-        f'<line class="recipe" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{HEIGHT - FOOT}"/>'
-        f'<line class="chosen" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{HEIGHT - FOOT}"/>'
+        f'<rect class="fails" x="{left:.1f}" y="0" width="{wide:.1f}" height="{HEAD + ROOM}"/>'
+        f'<line class="recipe" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{HEAD + ROOM}"/>'
+        f'<line class="chosen" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{HEAD + ROOM}"/>'
     )
 
 
-def _ticks(axis: Axis) -> str:
-    drawn, last = [], -1e9
+def _ticks(axis: Axis, y: int) -> str:
+    drawn, last, wide = [], -1e9, 44 if y < HEAD + ROOM + 20 else 74
     for value in _places(axis):
         x = axis.place(value) * WIDTH
-        if x - last < 44:
+        if x - last < wide:
             continue
         last = x
         anchor = "start" if x < 14 else "end" if x > WIDTH - 14 else "middle"
-        drawn.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 4}" text-anchor="{anchor}">{escape(number(value))}</text>')
+        drawn.append(f'<text class="tick" x="{x:.1f}" y="{y}" text-anchor="{anchor}">{escape(number(value))}</text>')
     return "".join(drawn)
 
 
@@ -121,15 +121,19 @@ def areas(names: Sequence[str], shares: Floats, stages: Sequence[tuple[str, floa
     for place, name in enumerate(names):
         upper = base + shares[place]
         points = [f"{WIDTH * 2 * (b + side) / parts:.1f},{head + room * (1 - upper[b]):.1f}" for b in range(parts) for side in (0, 1)]
-        points += [f"{WIDTH * 2 * (b + side) / parts:.1f},{head + room * (1 - base[b]):.1f}" for b in reversed(range(parts)) for side in (1, 0)]
+        points += [
+            f"{WIDTH * 2 * (b + side) / parts:.1f},{head + room * (1 - base[b]):.1f}" for b in reversed(range(parts)) for side in (1, 0)
+        ]
         shapes.append(f'<polygon class="c{place % 8}" points="{" ".join(points)}"><title>{escape(name)}</title></polygon>')
         base = upper
     for name, start in stages:
         x = WIDTH * 2 * start
-        shapes.append(f'<line class="recipe" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{height - foot}"/><text class="label" x="{x + 5:.1f}" y="13">{escape(name)}</text>')
-    for place, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
-        text = f"{round(place * sequences):,}" if place else "sequence 0"
-        shapes.append(f'<text class="tick" x="{WIDTH * 2 * place:.1f}" y="{height - 5}" text-anchor="{anchor}">{text}</text>')
+        shapes.append(
+            f'<line class="recipe" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{height - foot}"/><text class="label" x="{x + 5:.1f}" y="13">{escape(name)}</text>'
+        )
+    for part, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
+        text = f"{round(part * sequences):,}" if part else "sequence 0"
+        shapes.append(f'<text class="tick" x="{WIDTH * 2 * part:.1f}" y="{height - 5}" text-anchor="{anchor}">{text}</text>')
     return Markup(f'<svg class="areas" viewBox="0 0 {WIDTH * 2} {height}" role="img" aria-label="{escape(label)}">{"".join(shapes)}</svg>')
 
 
@@ -140,4 +144,6 @@ def bar(parts: Sequence[tuple[str, float]], label: str) -> Markup:
         if part > 0:
             shapes.append(f'<rect class="{name}" x="{x:.3f}" y="0" width="{100 * part:.3f}" height="10"/>')
             x += 100 * part
-    return Markup(f'<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" role="img" aria-label="{escape(label)}">{"".join(shapes)}</svg>')
+    return Markup(
+        f'<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" role="img" aria-label="{escape(label)}">{"".join(shapes)}</svg>'
+    )

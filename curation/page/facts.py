@@ -23,6 +23,8 @@ EPOCHS = 4
 """Visits up to which repeated tokens are worth nearly as much as fresh ones (arXiv 2305.16264)."""
 SYNTHETIC = 0.3
 """The share of synthetic tokens that was best at most (arXiv 2510.01631)."""
+STRETCH = 16
+"""Sequences over which shares are taken: fewer would show how single sequences alternate."""
 MOST = 0.5
 """A step that takes more of a source than this is worth a look."""
 
@@ -115,19 +117,30 @@ def budget(manifest: Manifest) -> list[dict[str, Any]]:
         components = []
         for name, one in stage["components"].items():
             cuts = one["cut_long"] + one["cut_to_fill"] + one["cut_to_budget"]
-            components.append({
-                **one,
-                "name": name,
-                "asked_share": one["asked_tokens"] / max(stage["asked_tokens"], 1),
-                "share": one["tokens"] / max(stage["tokens"], 1),
-                "effective": effective_tokens(one["tokens"], one["unique_tokens"]),
-                "cuts": cuts,
-                "colour": manifest.component_names.index(name) % 8,
-            })
+            components.append(
+                {
+                    **one,
+                    "name": name,
+                    "asked_share": one["asked_tokens"] / max(stage["asked_tokens"], 1),
+                    "share": one["tokens"] / max(stage["tokens"], 1),
+                    "effective": effective_tokens(one["tokens"], one["unique_tokens"]),
+                    "cuts": cuts,
+                    "colour": manifest.component_names.index(name) % 8,
+                }
+            )
         full = stage["tokens"] / max(stage["sequences"] * manifest.sequence_length, 1)
         asked = [(f"c{one['colour']}", one["asked_share"]) for one in components]
         realised = [(f"c{one['colour']}", one["share"]) for one in components]
-        stages.append({**stage, "parts": components, "asked": asked, "realised": realised, "full": full, "effective": sum(one["effective"] for one in components)})
+        stages.append(
+            {
+                **stage,
+                "parts": components,
+                "asked": asked,
+                "realised": realised,
+                "full": full,
+                "effective": sum(one["effective"] for one in components),
+            }
+        )
     return stages
 
 
@@ -139,14 +152,29 @@ def checks(manifest: Manifest, known: Survey, planned: Integers) -> Iterator[Che
     what = "Every record is accounted for: the pool, counted anew, says of each source what the header says"
     yield Check(not wrong, what, f"{total:,} records in {len(known.sources)} sources" if not wrong else f"differs: {', '.join(wrong)}")
     tokens = sum(stage["tokens"] for stage in manifest.stages)
-    yield Check(int(planned.sum()) == tokens, "The plan holds the tokens it claims", f"{int(planned.sum()):,} tokens in {manifest.sequences:,} sequences")
-    moved = [(stage["name"], name) for stage in manifest.stages for name, one in stage["components"].items() if one["tokens"] != one["asked_tokens"]]
-    exact = "every component of every stage, to the token" if not moved else f"differs in {', '.join(f'{name} of {stage}' for stage, name in moved)}"
+    yield Check(
+        int(planned.sum()) == tokens,
+        "The plan holds the tokens it claims",
+        f"{int(planned.sum()):,} tokens in {manifest.sequences:,} sequences",
+    )
+    moved = [
+        (stage["name"], name)
+        for stage in manifest.stages
+        for name, one in stage["components"].items()
+        if one["tokens"] != one["asked_tokens"]
+    ]
+    exact = (
+        "every component of every stage, to the token"
+        if not moved
+        else f"differs in {', '.join(f'{name} of {stage}' for stage, name in moved)}"
+    )
     yield Check(not moved, "Realised tokens are the tokens asked for", exact)
     given_up = {name: one["pairs_given_up"] for name, one in counted(manifest).get("compared", {}).items()}
     if given_up:
         lost = sum(given_up.values())
-        yield Check(not lost, "Every pair that might be alike was compared, and every duplicate names its survivor", f"{lost:,} pairs given up")
+        yield Check(
+            not lost, "Every pair that might be alike was compared, and every duplicate names its survivor", f"{lost:,} pairs given up"
+        )
     yield Check(True, "All files are there, at their sizes", f"{len(manifest.header['files']):,} files")
 
 
@@ -160,7 +188,8 @@ def _same(source: dict[str, Any], known: Survey, place: int) -> bool:
     return (
         {step: count for step, count in by_step.items() if count} == found
         and decided["dropped"] == sum(found.values())
-        and [decided[name] for name in ("kept", "held_out", "quarantined")] == [source[name] for name in ("kept", "held_out", "quarantined")]
+        and [decided[name] for name in ("kept", "held_out", "quarantined")]
+        == [source[name] for name in ("kept", "held_out", "quarantined")]
         and sum(decided.values()) == source["read"]
         and source["kept"] == source["used"] + source["unused"] + source["unassigned"]
     )
@@ -183,7 +212,10 @@ def remarks(manifest: Manifest, known: Survey) -> Iterator[Remark]:
         yield Remark(f"{gone:,} groups of duplicates lost their survivor to a later rule: none of those texts is left.", "duplicates")
     for name, model in told.get("models", {}).items():
         if model["auc"] < 0.8 or model["calibration_error"] > 0.1:
-            yield Remark(f"The classifier '{name}' is a weak judge: AUC {model['auc']:.3f}, calibration error {model['calibration_error']:.3f}.", "models")
+            yield Remark(
+                f"The classifier '{name}' is a weak judge: AUC {model['auc']:.3f}, calibration error {model['calibration_error']:.3f}.",
+                "models",
+            )
     if not manifest.header["holdout"]:
         yield Remark("There is no hold-out, so what training does to these texts cannot be measured on unseen ones.", "holdout")
     unknown = [name for name in known.sources if not sources[name]["licence"]]
@@ -197,7 +229,9 @@ def _losses(manifest: Manifest, known: Survey, place: int) -> Iterator[Remark]:
     for step, rule in [(0, "likeness to the hold-out"), *decisions(manifest)]:
         lost = int(known.dropped[step][place]) if step in known.dropped else 0
         if left >= 100 and lost > MOST * left and not rule.startswith("top: "):
-            yield Remark(f"{rule} took {share(lost, left)} of what was left of '{known.sources[place]}': {lost:,} of {left:,} documents.", "funnel")
+            yield Remark(
+                f"{rule} took {share(lost, left)} of what was left of '{known.sources[place]}': {lost:,} of {left:,} documents.", "funnel"
+            )
         left -= lost
 
 
@@ -207,11 +241,20 @@ def _of_the_mixture(manifest: Manifest) -> Iterator[Remark]:
         for name, one in stage["components"].items():
             missing = one["asked_tokens"] - one["tokens"]
             if missing > 0:
-                yield Remark(f"'{name}' is short of {missing:,} of its {one['asked_tokens']:,} tokens in stage '{stage['name']}'; the others give them.", "mixture")
+                yield Remark(
+                    f"'{name}' is short of {missing:,} of its {one['asked_tokens']:,} tokens in stage '{stage['name']}'; the others give them.",
+                    "mixture",
+                )
             if one["epochs"] > EPOCHS:
-                yield Remark(f"'{name}' is read {one['epochs']:.3g} times in stage '{stage['name']}'; beyond {EPOCHS} a repeated token is worth clearly less than a new one (arXiv 2305.16264).", "mixture")
+                yield Remark(
+                    f"'{name}' is read {one['epochs']:.3g} times in stage '{stage['name']}'; beyond {EPOCHS} a repeated token is worth clearly less than a new one (arXiv 2305.16264).",
+                    "mixture",
+                )
     if made:
-        yield Remark(f"{_some(sorted(made))} {'was' if len(made) == 1 else 'were'} written by a model; up to {SYNTHETIC:.0%} of the tokens was best in arXiv 2510.01631.", "synthesis")
+        yield Remark(
+            f"{_some(sorted(made))} {'was' if len(made) == 1 else 'were'} written by a model; up to {SYNTHETIC:.0%} of the tokens was best in arXiv 2510.01631.",
+            "synthesis",
+        )
 
 
 def _some(names: list[str], most: int = 6) -> str:
@@ -220,9 +263,9 @@ def _some(names: list[str], most: int = 6) -> str:
 
 
 def order(manifest: Manifest, parts: int = 120) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float64]], list[tuple[str, float]]]:
-    """Shares of the components over the run, in at most `parts` equal stretches of it, and where the stages begin (0 to 1)."""
+    """Shares of the components over the run, in at most `parts` equal stretches of it, no shorter than STRETCH, and where the stages begin (0 to 1)."""
     size = len(manifest.component_names)
-    parts = min(parts, max(manifest.sequences, 1))
+    parts = max(1, min(parts, manifest.sequences // STRETCH))
     ends = [manifest.sequences * part // parts for part in range(parts + 1)]
     shares = np.zeros((size, parts))
     for part in range(parts):

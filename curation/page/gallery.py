@@ -107,10 +107,7 @@ def gallery(manifest: Manifest, known: Survey, samples: Samples, work: Path | No
         beside,
         [(name, found) for place, name in enumerate(known.sources) if (found := shown(("kept", place)))],
         [(reason, shown(("quarantined", reason))) for reason in reasons],
-        [
-            _duplicates(step, dict(rules)[step], samples, largest[step], records, evidence, texts)
-            for step in sorted(samples.similarities)
-        ],
+        [_duplicates(step, dict(rules)[step], samples, largest[step], records, evidence, texts) for step in sorted(samples.similarities)],
     )
 
 
@@ -132,8 +129,12 @@ def _duplicates(
 
 
 def _pair(record: dict[str, Any], told: dict[str, Any], texts: dict[int, str]) -> Pair:
-    here, there = texts.get(record["row"]), texts.get(told.get("row") if told.get("row") is not None else -1)
-    survivor = f"row {told['row']:,}, {told['survivor']}" if told.get("row") is not None else f"{told['survivor']} of the index under '{told.get('index', '')}'"
+    here, there = texts.get(record["row"]), None if told.get("row") is None else texts.get(told["row"])
+    survivor = (
+        f"row {told['row']:,}, {told['survivor']}"
+        if told.get("row") is not None
+        else f"{told['survivor']} of the index under '{told.get('index', '')}'"
+    )
     marked = (None, None) if here is None or there is None else differences(here, there)
     return Pair(_shown(record, None, texts), survivor, float(told["similarity"]), *marked)
 
@@ -163,8 +164,8 @@ def _texts(manifest: Manifest, rows: list[int], work: Path | None) -> tuple[dict
 def _shown(record: dict[str, Any], told: dict[str, Any] | None, texts: dict[int, str], limit: int | None = None) -> Shown:
     text = texts.get(record["row"])
     cut = None if text is None else shortened(text) if limit is None else shortened(text, limit)
-    names = ("row", "source", "origin", "decision")
-    return Shown(*(record[name] for name in names), _value(told), record["n_tokens"], record["bytes"], cut)
+    place = record["row"], record["source"], record["origin"], record["decision"]
+    return Shown(*place, _value(told), record["n_tokens"], record["bytes"], cut)
 
 
 def _value(told: dict[str, Any] | None) -> str | None:
@@ -175,4 +176,7 @@ def _value(told: dict[str, Any] | None) -> str | None:
         return f"{told['share']:.0%} of {told['benchmark']}/{told['item']}"
     value = told.get("value")
     parts = value.items() if isinstance(value, dict) else [("", value)]
-    return ", ".join(f"{name}{' = ' if name else ''}{one:.4g}" if isinstance(one, float) else f"{name}{' = ' if name else ''}{one}" for name, one in parts)
+    return ", ".join(
+        f"{name}{' = ' if name else ''}{one:.4g}" if isinstance(one, float) else f"{name}{' = ' if name else ''}{one}"
+        for name, one in parts
+    )

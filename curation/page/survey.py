@@ -6,6 +6,7 @@ looked at, and no count depends on them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,7 +62,8 @@ class Survey:
         return np.where(size > 0, tokens / np.maximum(size, 1), overall)
 
 
-def survey(manifest: Manifest, values: list[Value], found: list[Threshold]) -> Survey:
+def survey(manifest: Manifest, values: list[Value], found: list[Threshold], advance: Callable[[int], None]) -> Survey:
+    """The first pass; `advance` is told the rows that were read."""
     names = source_names(manifest)
     numbers = [value for value in values if value.kind == "number"]
     tops = [one for one in found if one.at is None]
@@ -79,6 +81,7 @@ def survey(manifest: Manifest, values: list[Value], found: list[Threshold]) -> S
     limit = np.uint64(min(2**64 - 1, 2**64 * SAMPLE // max(records, 1)))
     for window in windows(manifest, [value.name for value in numbers] + [column for top in tops for column in _columns(top)]):
         _count(window, made)
+        advance(window.frame.height)
         sampled = window.lot <= limit
         for value in numbers:
             series = value.of(window.frame)

@@ -71,13 +71,19 @@ def source_names(manifest: Manifest) -> list[str]:
 
 def values_of(manifest: Manifest) -> list[Value]:
     """The values whose distribution means something: no row numbers, and no places in a text."""
-    added = {step["add"]["name"]: (number, step["add"]) for number, step in enumerate(manifest.header["recipe"]["steps"], 1) if "add" in step}
+    added = {
+        step["add"]["name"]: (number, step["add"]) for number, step in enumerate(manifest.header["recipe"]["steps"], 1) if "add" in step
+    }
     found = [Value("bytes", "number", 0)]
     for field in schema_of(manifest):
         if field.name in POOL.names:
             continue
         step, config = added.get(field.name, (0, {}))
-        parts = [(f"{field.name}.{part.name}", part.type) for part in field.type] if pa.types.is_struct(field.type) else [(field.name, field.type)]
+        parts = (
+            [(f"{field.name}.{part.name}", part.type) for part in field.type]
+            if pa.types.is_struct(field.type)
+            else [(field.name, field.type)]
+        )
         for name, kind in parts:
             if _means_something(name, config.get("kind")) and (told := _kind(kind)) is not None:
                 found.append(Value(name, told, step))
