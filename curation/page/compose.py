@@ -27,6 +27,7 @@ from curation.page.thresholds import decisions, thresholds
 from curation.page.training import training
 from curation.page.untrusted import visible
 from curation.page.windows import Value, schema_of, values_of
+from curation.report import told
 from mixing.audit import verify
 from mixing.chart import short
 from mixing.manifest import Manifest
@@ -86,7 +87,7 @@ def report(
     context = {
         "manifest": manifest,
         "header": manifest.header,
-        "told": facts.counted(manifest),
+        "noted": facts.counted(manifest),
         "known": known,
         "lines": (lines := facts.funnel(manifest, known, planned)),
         "fates": _fates(manifest, lines, known),
@@ -105,7 +106,7 @@ def report(
         "similarity": {one.step: _similarities(one) for one in shown.duplicates},
         "training": training(manifest, runs),
         "recipe": yaml.safe_dump(manifest.header["recipe"], sort_keys=False, allow_unicode=True, width=110),
-        "sampled": sum(one["read"] for one in manifest.sources.values()) > SAMPLE,
+        "sampled": any(one.known > SAMPLE for one in known.spreads.values()),
         "data": _data(sliders, known),
     }
     return _rendered(context)
@@ -115,7 +116,7 @@ def _rendered(context: dict[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"n": lambda value: f"{value:,}", "short": short, "seen": visible, "number": drawing.number}
+    environment.filters |= {"n": lambda value: f"{value:,}", "short": short, "seen": visible, "told": told, "number": drawing.number}
     environment.globals |= {"share": drawing.share, "bar": drawing.bar}
     style, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"

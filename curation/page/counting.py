@@ -77,13 +77,13 @@ class Counts:
 def count(manifest: Manifest, values: list[Value], found: list[Threshold], known: Survey, advance: Callable[[int], None]) -> Counts:
     """The second pass. Thresholds of a `top` whose cut nothing shows are left out."""
     placed = [one if one.at is not None else one._replace(at=known.cuts.get(one.step)) for one in found]
-    tallies = [_tally(one, known) for one in placed if one.at is not None and known.spreads[one.value].known]
+    tallies = [_tally(one, known) for one in placed if one.at is not None and known.spreads[one.value].drawable]
     made = Counts()
     own = own_steps(manifest, values, found)
     for value in values:
         if value.kind == "label":
             made.labels[value.name] = Counter()
-        elif known.spreads[value.name].known:
+        elif known.spreads[value.name].drawable:
             marks = [one.at for one in placed if one.value == value.name and one.at is not None]
             axis = made.axes[value.name] = axis_of(known.spreads[value.name], marks)
             made.bars[value.name] = np.zeros((len(FATES), axis.bars), np.int64)

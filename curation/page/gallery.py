@@ -175,8 +175,5 @@ def _value(told: dict[str, Any] | None) -> str | None:
     if "benchmark" in told:
         return f"{told['share']:.0%} of {told['benchmark']}/{told['item']}"
     value = told.get("value")
-    parts = value.items() if isinstance(value, dict) else [("", value)]
-    return ", ".join(
-        f"{name}{' = ' if name else ''}{one:.4g}" if isinstance(one, float) else f"{name}{' = ' if name else ''}{one}"
-        for name, one in parts
-    )
+    parts = value.items() if isinstance(value, dict) else [("found", value)]
+    return ", ".join(f"{name} {'no value' if one is None else f'{one:.4g}' if isinstance(one, float) else one}" for name, one in parts)

@@ -78,7 +78,7 @@ def take(window: Window, thresholds: list[Threshold], samples: Samples) -> None:
     quarantined = (window.frame["decision"] == "quarantined").to_numpy()
     if quarantined.any():
         for reason in window.frame.filter(quarantined)["reason"].unique().to_list():
-            samples.add(("quarantined", reason), QUARANTINED, window, quarantined & (window.frame["reason"] == reason).to_numpy())
+            samples.add(("quarantined", reason), QUARANTINED, window, quarantined & window.frame["reason"].eq_missing(reason).to_numpy())
     for one in thresholds:
         _beside(window, one, samples)
     _duplicates(window, samples)

@@ -1,7 +1,7 @@
 """The first pass over the pool: how many there are of what, and over which range each value runs.
 
-Counts are exact. Quantiles are those of a sample of 131,072 documents drawn by row, or of all where there are fewer; they choose where axes end and which thresholds are
-looked at, and no count depends on them.
+Counts are exact. Quantiles are those of the 65,536 documents with the lowest lots among those that have the value, or of all where there are fewer; they choose where axes
+end and which thresholds are looked at, and no count depends on them. Infinite values count, and stand at the ends.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 import polars as pl
 
 from curation.page.thresholds import Threshold
-from curation.page.windows import APART, KEPT, Floats, Integers, Value, Window, source_names, windows
+from curation.page.windows import APART, KEPT, Floats, Integers, Lots, Value, Window, source_names, windows
 from mixing.manifest import Manifest
 
-SAMPLE = 1 << 17
+SAMPLE = 1 << 16
 DECISIONS = ("kept", "dropped", "held_out", "quarantined")
 
 
@@ -29,9 +29,33 @@ class Spread:
     low: float = np.inf
     high: float = -np.inf
     whole: bool = True
-    parts: list[Floats] = field(default_factory=list)
     sample: Floats = field(default_factory=lambda: np.zeros(0))
-    """Drawn values, in order."""
+    """Drawn finite values; in order once all are drawn."""
+    lots: Lots = field(default_factory=lambda: np.zeros(0, np.uint64))
+
+    def draw(self, values: Floats, lots: Lots) -> None:
+        """Adds values, and lets go of those with high lots when there are many."""
+        if len(self.lots) >= SAMPLE:
+            lower = lots < self.lots.max()
+            values, lots = values[lower], lots[lower]
+        self.sample, self.lots = np.concatenate([self.sample, values]), np.concatenate([self.lots, lots])
+        if len(self.lots) > 2 * SAMPLE:
+            self._lowest()
+
+    def _lowest(self) -> None:
+        lowest = np.argpartition(self.lots, SAMPLE)[:SAMPLE]
+        self.sample, self.lots = self.sample[lowest], self.lots[lowest]
+
+    def finish(self) -> None:
+        """Nothing more is drawn."""
+        if len(self.lots) > SAMPLE:
+            self._lowest()
+        self.sample, self.lots = np.sort(self.sample), np.zeros(0, np.uint64)
+
+    @property
+    def drawable(self) -> bool:
+        """Whether there is a finite value."""
+        return len(self.sample) > 0
 
     def quantile(self, share: float) -> float:
         return float(self.sample[round(share * (len(self.sample) - 1))])
@@ -77,20 +101,16 @@ def survey(manifest: Manifest, values: list[Value], found: list[Threshold], adva
         np.zeros(len(names), np.int64),
         np.tile(np.array([np.iinfo(np.int64).max, 0]), (len(names), 1)),
     )
-    records = sum(source["read"] for source in manifest.sources.values())
-    limit = np.uint64(min(2**64 - 1, 2**64 * SAMPLE // max(records, 1)))
     for window in windows(manifest, [value.name for value in numbers] + [column for top in tops for column in _columns(top)]):
         _count(window, made)
         advance(window.frame.height)
-        sampled = window.lot <= limit
         for value in numbers:
             series = value.of(window.frame)
-            _spread(window, series, value.step, sampled, made.spreads[value.name])
+            _spread(window, series, value.step, made.spreads[value.name])
         for top in tops:
             _cut(window, top, made.cuts)
     for spread in made.spreads.values():
-        spread.sample = np.sort(np.concatenate([np.zeros(0), *spread.parts]))
-        spread.parts.clear()
+        spread.finish()
     return made
 
 
@@ -119,24 +139,27 @@ def _count(window: Window, made: Survey) -> None:
     made.kept_tokens += np.bincount(window.source[kept], window.tokens[kept], size).astype(np.int64)
 
 
-def _spread(window: Window, series: pl.Series, step: int, sampled: np.ndarray[tuple[int], np.dtype[np.bool_]], spread: Spread) -> None:
+def _spread(window: Window, series: pl.Series, step: int, spread: Spread) -> None:
     alive = window.alive(step)
     there = series.is_not_null().to_numpy()
     spread.missing += int(np.count_nonzero(alive & ~there))
     chosen = alive & there
     if not chosen.any():
         return
+    spread.known += int(np.count_nonzero(chosen))
     values = numbers_of(series)
+    chosen &= np.isfinite(values)
     mine = values[chosen]
-    spread.known += len(mine)
+    if not len(mine):
+        return
     spread.low, spread.high = min(spread.low, float(mine.min())), max(spread.high, float(mine.max()))
     spread.whole = spread.whole and (series.dtype.is_integer() or bool((mine == np.floor(mine)).all()))
-    spread.parts.append(values[chosen & sampled])
+    spread.draw(mine, window.lot[chosen])
 
 
 def numbers_of(series: pl.Series) -> Floats:
-    """As doubles, null as 0."""
-    values: Floats = series.cast(pl.Float64).fill_null(0.0).to_numpy()
+    """As doubles, null as 0, NaN (which a carried column may have) as what is greater than every number."""
+    values: Floats = series.cast(pl.Float64).fill_null(0.0).fill_nan(np.inf).to_numpy()
     return values
 
 

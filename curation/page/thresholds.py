@@ -71,7 +71,7 @@ def thresholds(manifest: Manifest, schema: pa.Schema) -> list[Threshold]:
     for number, step in enumerate(manifest.header["recipe"]["steps"], 1):
         if "keep" in step:
             found += _in_rule(number, step["keep"], known)
-        elif "top" in step and step["top"]["by"] is not None:
+        elif "top" in step and step["top"].get("by") is not None:
             found.append(_in_top(number, step["top"], known))
     return found
 
