@@ -19,6 +19,8 @@ BARS_OF_COUNTS = 30
 """Over logarithms whole numbers lie far apart."""
 STOPS = 96
 OUTER = 0.005
+CLOSE = 0.05
+"""A threshold nearer to the left end than this, of the range, calls for logarithms too."""
 MARGIN = 0.06
 """What is shown beyond a threshold, of the range."""
 DIGITS = 3
@@ -60,7 +62,8 @@ def axis_of(spread: Spread, marks: list[float]) -> Axis:
     if spread.whole and high - low < BARS:
         low, high = math.floor(low), math.ceil(high)
         return Axis(low - 0.5, high + 0.5, int(high - low) + 1, None)
-    if low >= 0 and high > max(1.0, HEAVY * spread.quantile(0.5)) and (low > 0 or spread.whole):
+    heavy = high > max(1.0, HEAVY * spread.quantile(0.5)) or (high > 1 and any(mark - low < CLOSE * (high - low) for mark in inside))
+    if low >= 0 and heavy and (low > 0 or spread.whole):
         return Axis(low, high, BARS if not spread.whole else BARS_OF_COUNTS, 0.0 if low > 0 else 1.0)
     if high <= low:
         low, high = (spread.low, spread.high) if spread.high > spread.low else (low - 0.5, high + 0.5)

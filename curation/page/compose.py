@@ -83,7 +83,7 @@ def report(
     counts = count(manifest, values, found, known, advance)
     planned = facts.planned_tokens(manifest, known)
     sliders = [_slider(manifest, moved, known, counts) for moved in counts.moved]
-    shares, stages = facts.order(manifest)
+    shares, ends, stages = facts.order(manifest)
     context = {
         "manifest": manifest,
         "header": manifest.header,
@@ -95,7 +95,7 @@ def report(
         "proved": list(verify(manifest.folder)) if prove else None,
         "remarks": list(facts.remarks(manifest, known)),
         "stages": facts.budget(manifest),
-        "order": drawing.areas(manifest.component_names, shares, stages, manifest.sequences, "components over the run, by sequence"),
+        "order": drawing.areas(manifest.component_names, shares, ends, stages, "components over the run, by sequence"),
         "sliders": sliders,
         "idle": sum(one.idle for one in sliders),
         "loop_index": sliders.index,

@@ -30,7 +30,7 @@ def number(value: float) -> str:
     """A value as one would write it on an axis or in a sentence."""
     if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e5):
         return short(value) if abs(value) >= 1e5 else f"{value:.1e}"
-    return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
+    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.4g}"
 
 
 def share(part: float, whole: float) -> str:
@@ -112,27 +112,26 @@ def _places(axis: Axis) -> list[float]:
     return [value for value in ([0.0] if axis.low == 0 else []) + decades if axis.low <= value <= axis.high]
 
 
-def areas(names: Sequence[str], shares: Floats, stages: Sequence[tuple[str, float]], sequences: int, label: str) -> Markup:
-    """Components stacked over the run: `shares[i, b]` of component i in the b-th part; `stages` are names with the place, 0 to 1, where each begins."""
+def areas(names: Sequence[str], shares: Floats, ends: Sequence[int], stages: Sequence[tuple[str, int]], label: str) -> Markup:
+    """Components stacked over the run: `shares[i, b]` of component i in the sequences `[ends[b], ends[b + 1])`; `stages` are names with the sequence where each begins."""
     height, foot, head = 190, 20, 20
     room = height - foot - head
-    parts = shares.shape[1]
+    parts, last = shares.shape[1], max(ends[-1], 1)
+    x = [WIDTH * 2 * end / last for end in ends]
     shapes, base = [], np.zeros(parts)
     for place, name in enumerate(names):
         upper = base + shares[place]
-        points = [f"{WIDTH * 2 * (b + side) / parts:.1f},{head + room * (1 - upper[b]):.1f}" for b in range(parts) for side in (0, 1)]
-        points += [
-            f"{WIDTH * 2 * (b + side) / parts:.1f},{head + room * (1 - base[b]):.1f}" for b in reversed(range(parts)) for side in (1, 0)
-        ]
+        points = [f"{x[b + side]:.1f},{head + room * (1 - upper[b]):.1f}" for b in range(parts) for side in (0, 1)]
+        points += [f"{x[b + side]:.1f},{head + room * (1 - base[b]):.1f}" for b in reversed(range(parts)) for side in (1, 0)]
         shapes.append(f'<polygon class="c{place % 8}" points="{" ".join(points)}"><title>{escape(name)}</title></polygon>')
         base = upper
     for name, start in stages:
-        x = WIDTH * 2 * start
+        at = WIDTH * 2 * start / last
         shapes.append(
-            f'<line class="recipe" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{height - foot}"/><text class="label" x="{x + 5:.1f}" y="13">{escape(name)}</text>'
+            f'<line class="recipe" x1="{at:.1f}" x2="{at:.1f}" y1="4" y2="{height - foot}"/><text class="label" x="{at + 5:.1f}" y="13">{escape(name)}</text>'
         )
     for part, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
-        text = f"{round(part * sequences):,}" if part else "sequence 0"
+        text = f"{round(part * ends[-1]):,}" if part else "sequence 0"
         shapes.append(f'<text class="tick" x="{WIDTH * 2 * part:.1f}" y="{height - 5}" text-anchor="{anchor}">{text}</text>')
     return Markup(f'<svg class="areas" viewBox="0 0 {WIDTH * 2} {height}" role="img" aria-label="{escape(label)}">{"".join(shapes)}</svg>')
 

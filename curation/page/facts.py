@@ -14,7 +14,7 @@ import numpy as np
 from curation.page.drawing import share
 from curation.page.survey import Survey
 from curation.page.thresholds import decisions
-from curation.page.windows import Integers
+from curation.page.windows import Floats, Integers
 from curation.report import effective_tokens
 from mixing.manifest import Manifest
 
@@ -262,13 +262,15 @@ def _some(names: list[str], most: int = 6) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more sources"
 
 
-def order(manifest: Manifest, parts: int = 120) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float64]], list[tuple[str, float]]]:
-    """Shares of the components over the run, in at most `parts` equal stretches of it, no shorter than STRETCH, and where the stages begin (0 to 1)."""
+def order(manifest: Manifest, parts: int = 120) -> tuple[Floats, list[int], list[tuple[str, int]]]:
+    """(shares of the components by stretch of the run, where the stretches end, where the stages begin): about `parts` stretches, none across two stages, none shorter than STRETCH sequences unless its stage is."""
     size = len(manifest.component_names)
-    parts = max(1, min(parts, manifest.sequences // STRETCH))
-    ends = [manifest.sequences * part // parts for part in range(parts + 1)]
-    shares = np.zeros((size, parts))
-    for part in range(parts):
-        there = manifest.components(ends[part], ends[part + 1])
-        shares[:, part] = np.bincount(there, minlength=size) / max(len(there), 1)
-    return shares, [(stage["name"], stage["first_sequence"] / max(manifest.sequences, 1)) for stage in manifest.stages]
+    ends, columns = [0], []
+    for stage in manifest.stages:
+        first, length = stage["first_sequence"], stage["sequences"]
+        here = max(1, min(round(parts * length / max(manifest.sequences, 1)), length // STRETCH))
+        for part in range(here):
+            ends.append(first + length * (part + 1) // here)
+            there = manifest.components(ends[-2], ends[-1])
+            columns.append(np.bincount(there, minlength=size) / max(len(there), 1))
+    return np.array(columns).T, ends, [(stage["name"], stage["first_sequence"]) for stage in manifest.stages]

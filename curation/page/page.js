@@ -1,5 +1,5 @@
 "use strict";
-// Sliders over counts that were made with the page: nothing is estimated here, every number is looked up. Without this script the page shows the recipe's own thresholds.
+// Sliders over counts that were made with the page: nothing is estimated here, every number is looked up. Without this script histograms and marks remain, and nothing moves.
 
 const numbers = JSON.parse(document.getElementById("numbers").textContent);
 const grouped = new Intl.NumberFormat("en-US");
