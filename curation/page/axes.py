@@ -1,7 +1,7 @@
 """How a value is laid out: the axis of its histogram, and the thresholds that its slider stops at.
 
 A heavy tail is drawn over logarithms, small whole numbers one by one. Half a percent at either end is gathered in the outermost bars, so that one broken document does not
-flatten the picture. A slider stops at numbers that a person would write, three digits long, as dense as the documents are.
+flatten the picture. A slider stops at numbers that a person would write, three digits long, where the documents are and all along the axis.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 
 from curation.page.survey import Spread
 from curation.page.windows import Floats, Integers
+from mixing.chart import ticks
 
 BARS = 44
 BARS_OF_COUNTS = 30
@@ -40,6 +41,13 @@ class Axis(NamedTuple):
         """0 at the left end, 1 at the right."""
         a, b, x = (one if self.shift is None else math.log(max(one + self.shift, 1e-300)) for one in (self.low, self.high, value))
         return min(1.0, max(0.0, (x - a) / (b - a)))
+
+    def value(self, place: float) -> float:
+        """What lies at a place between 0 and 1."""
+        if self.shift is None:
+            return self.low + place * (self.high - self.low)
+        a, b = math.log(self.low + self.shift), math.log(self.high + self.shift)
+        return math.exp(a + place * (b - a)) - self.shift
 
     def bar(self, values: Floats) -> Integers:
         """The bar of each value."""
@@ -70,17 +78,16 @@ def axis_of(spread: Spread, marks: list[float]) -> Axis:
     return Axis(low, high, BARS, None)
 
 
-def stops_of(spread: Spread, at: float) -> list[float]:
-    """The thresholds of a slider, ascending: the recipe's own, and numbers of three digits at equal shares of the documents, from the lowest value to the highest."""
-    if not len(spread.sample):
-        return [at]
-    shares = np.linspace(0, 1, STOPS - 4)
-    chosen = spread.sample[np.rint(shares * (len(spread.sample) - 1)).astype(np.int64)]
-    ends = [spread.low, spread.high]
-    between = np.linspace(chosen[0], chosen[-1], 17) if len(np.unique(chosen)) < STOPS // 3 and not spread.whole else np.zeros(0)
-    found = {_written(float(value)) for value in np.concatenate([chosen, between])}
-    found |= {math.floor(ends[0] * 1e6) / 1e6, math.ceil(ends[1] * 1e6) / 1e6, at}
-    return sorted(found)
+def stops_of(spread: Spread, axis: Axis, at: float) -> list[float]:
+    """The thresholds of a slider, ascending: the recipe's own, the lowest and the highest value, and numbers of three digits, some at equal shares of the documents and
+    some at equal distances on the axis, where a threshold may lie among few."""
+    shares = np.linspace(0, 1, STOPS // 2)
+    among = spread.sample[np.rint(shares * (len(spread.sample) - 1)).astype(np.int64)].tolist()
+    along = ticks(axis.low, axis.high, STOPS // 2) if axis.shift is None else [axis.value(place / STOPS * 2) for place in range(STOPS // 2)]
+    if spread.whole:
+        along = [float(round(value)) for value in along]
+    found = {_written(value) for value in [*among, *along] if spread.low <= value <= spread.high}
+    return sorted(found | {math.floor(spread.low * 1e6) / 1e6, math.ceil(spread.high * 1e6) / 1e6, at})
 
 
 def _written(value: float) -> float:

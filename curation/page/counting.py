@@ -77,7 +77,6 @@ class Counts:
 def count(manifest: Manifest, values: list[Value], found: list[Threshold], known: Survey, advance: Callable[[int], None]) -> Counts:
     """The second pass. Thresholds of a `top` whose cut nothing shows are left out."""
     placed = [one if one.at is not None else one._replace(at=known.cuts.get(one.step)) for one in found]
-    tallies = [_tally(one, known) for one in placed if one.at is not None and known.spreads[one.value].drawable]
     made = Counts()
     own = own_steps(manifest, values, found)
     for value in values:
@@ -87,6 +86,7 @@ def count(manifest: Manifest, values: list[Value], found: list[Threshold], known
             marks = [one.at for one in placed if one.value == value.name and one.at is not None]
             axis = made.axes[value.name] = axis_of(known.spreads[value.name], marks)
             made.bars[value.name] = np.zeros((len(FATES), axis.bars), np.int64)
+    tallies = [_tally(one, known, made.axes[one.value]) for one in placed if one.at is not None and one.value in made.axes]
     read = [value.name for value in values] + [name for one in found for outcome in one.outcomes for name in outcome.meta.root_names()]
     for window in windows(manifest, read):
         for value in values:
@@ -124,9 +124,9 @@ def _distribute(window: Window, value: Value, own: list[int], made: Counts) -> N
             del made.labels[value.name]
 
 
-def _tally(threshold: Threshold, known: Survey) -> Tally:
+def _tally(threshold: Threshold, known: Survey, axis: Axis) -> Tally:
     assert threshold.at is not None
-    stops = np.array(stops_of(known.spreads[threshold.value], threshold.at))
+    stops = np.array(stops_of(known.spreads[threshold.value], axis, threshold.at))
     size = len(known.sources)
     return Tally(threshold, stops, np.zeros((2, 2, 3, size, len(stops) + 1), np.int64), np.zeros((3, size), np.int64))
 

@@ -236,7 +236,7 @@ def _losses(manifest: Manifest, known: Survey, place: int) -> Iterator[Remark]:
 
 
 def _of_the_mixture(manifest: Manifest) -> Iterator[Remark]:
-    made = {source["name"] for source in manifest.header["recipe"]["sources"] if source.get("synthesize")}
+    made = {source["name"] for source in manifest.header["recipe"].get("sources", []) if source.get("synthesize")}
     for stage in manifest.stages:
         for name, one in stage["components"].items():
             missing = one["asked_tokens"] - one["tokens"]

@@ -52,10 +52,16 @@ class Decision(NamedTuple):
     rule: str
 
 
+def steps_of(manifest: Manifest) -> list[dict[str, Any]]:
+    """The steps of the recipe; a manifest that other programs wrote may have none."""
+    found: list[dict[str, Any]] = manifest.header["recipe"].get("steps", [])
+    return found
+
+
 def decisions(manifest: Manifest) -> list[Decision]:
     """The steps of the recipe that drop documents."""
     found = []
-    for number, step in enumerate(manifest.header["recipe"]["steps"], 1):
+    for number, step in enumerate(steps_of(manifest), 1):
         if "keep" in step:
             found.append(Decision(number, step["keep"]))
         elif "top" in step:
@@ -68,7 +74,7 @@ def thresholds(manifest: Manifest, schema: pa.Schema) -> list[Threshold]:
     carried = {field.name: field.type for field in schema if field.name not in POOL.names}
     known = rule_schema({}, carried)
     found: list[Threshold] = []
-    for number, step in enumerate(manifest.header["recipe"]["steps"], 1):
+    for number, step in enumerate(steps_of(manifest), 1):
         if "keep" in step:
             found += _in_rule(number, step["keep"], known)
         elif "top" in step and step["top"].get("by") is not None:

@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.page.thresholds import decisions
+from curation.page.thresholds import decisions, steps_of
 from mixing.manifest import Manifest
 from mixing.pool import POOL
 
@@ -66,14 +66,13 @@ def schema_of(manifest: Manifest) -> pa.Schema:
 
 def source_names(manifest: Manifest) -> list[str]:
     """The sources in the order of the recipe."""
-    return [source["name"] for source in manifest.header["recipe"]["sources"]]
+    named = [source["name"] for source in manifest.header["recipe"].get("sources", [])]
+    return named or list(manifest.sources)
 
 
 def values_of(manifest: Manifest) -> list[Value]:
     """The values whose distribution means something: no row numbers, and no places in a text."""
-    added = {
-        step["add"]["name"]: (number, step["add"]) for number, step in enumerate(manifest.header["recipe"]["steps"], 1) if "add" in step
-    }
+    added = {step["add"]["name"]: (number, step["add"]) for number, step in enumerate(steps_of(manifest), 1) if "add" in step}
     found = [Value("bytes", "number", 0)]
     for field in schema_of(manifest):
         if field.name in POOL.names:

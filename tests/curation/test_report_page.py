@@ -20,7 +20,7 @@ from reports import OVERRIDE, RULES, SCRIPT, THRESHOLDS, Page, manifest_in, tabl
 
 from curation.cli import main
 from curation.page import windows as pool_windows
-from curation.page.axes import Axis, stops_of
+from curation.page.axes import Axis, axis_of, stops_of
 from curation.page.compose import report
 from curation.page.counting import FATES, count
 from curation.page.survey import Spread, survey
@@ -388,7 +388,7 @@ def test_stops_are_short_numbers_with_the_recipes_own_among_them() -> None:
     spread.draw(pl.Series([number * 0.000999123 for number in range(1000)]).to_numpy(), pl.Series(range(1000), dtype=pl.UInt64).to_numpy())
     spread.finish()
 
-    stops = stops_of(spread, 0.123456)
+    stops = stops_of(spread, axis_of(spread, [0.123456]), 0.123456)
 
     assert 0.123456 in stops
     inner = [stop for stop in stops[1:-1] if stop != 0.123456]
