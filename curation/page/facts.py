@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from curation.page.drawing import share
 from curation.page.survey import Survey
 from curation.page.thresholds import decisions
 from curation.page.windows import Floats, Integers
 from curation.report import effective_tokens
+from mixing import UserError
 from mixing.manifest import Manifest
 
 SPANS = 1 << 20
@@ -104,10 +106,20 @@ def planned_tokens(manifest: Manifest, known: Survey) -> Integers:
             part = slice(begin, begin + SPANS)
             for number in np.unique(file[part]).tolist():
                 mine = file[part] == number
-                rows = manifest.token_file(number).pool_row[token_row[part][mine]].astype(np.int64)
+                rows = _pool_rows(manifest, number, token_row[part][mine])
                 source = order[np.searchsorted(firsts, rows, side="right") - 1]
                 found += np.bincount(source, length[part][mine], len(found)).astype(np.int64)
     return found
+
+
+def _pool_rows(manifest: Manifest, file: int, token_rows: npt.NDArray[np.uint32]) -> Integers:
+    """The pool rows of documents of a token file; a plan that points beyond it is refused."""
+    there = manifest.token_file(file).pool_row if file < manifest.token_files else np.zeros(0, np.uint64)
+    if len(token_rows) and int(token_rows.max()) >= len(there):
+        raise UserError(
+            f"{manifest.folder}: the plan names documents that tokens/ does not hold; see `curate verify`, and copy the manifest again"
+        )
+    return there[token_rows].astype(np.int64)
 
 
 def budget(manifest: Manifest) -> list[dict[str, Any]]:

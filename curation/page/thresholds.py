@@ -59,14 +59,15 @@ def steps_of(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def decisions(manifest: Manifest) -> list[Decision]:
-    """The steps of the recipe that drop documents."""
-    found = []
+    """The steps that drop documents: those of the recipe, and what else the header counts documents under."""
+    found = {}
     for number, step in enumerate(steps_of(manifest), 1):
         if "keep" in step:
-            found.append(Decision(number, step["keep"]))
+            found[number] = step["keep"]
         elif "top" in step:
-            found.append(Decision(number, f"top: {canonical_json(step['top'])}"))
-    return found
+            found[number] = f"top: {canonical_json(step['top'])}"
+    told = {one["step"]: one["rule"] for source in manifest.sources.values() for one in source["dropped"] if one["step"]}
+    return [Decision(*one) for one in sorted((told | found).items())]
 
 
 def thresholds(manifest: Manifest, schema: pa.Schema) -> list[Threshold]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from answering import Answering
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -365,6 +366,47 @@ def test_runs_are_shown_with_the_gap_of_their_guards(example: Example, tmp_path:
         report(example.manifest, [tmp_path])
 
 
+def test_what_was_asked_of_a_model_is_shown_with_its_yield(tmp_path: Path) -> None:
+    write_corpus(tmp_path, 20)
+    values = recipe(
+        steps=[{"add": {"copy_of": {"kind": "exact"}}}, {"keep": "copy_of IS NULL"}, {"keep": "grounded IS NULL OR grounded >= 0.5"}]
+    )
+    values["sources"]["web"]["max_quarantine"] = 0.5
+    with Answering().running() as answering:
+        backend = {"kind": "server", "url": answering.url, "in_flight": 4}
+        asked = {"from": "source = 'code'", "template": "qa", "per_document": 3, "model": "m", "backend": backend}
+        values["sources"]["qa"] = {"synthesize": asked}
+        values["mixture"]["components"]["made"] = "source = 'qa'"
+        values["mixture"]["stages"] = [{"name": "adapt", "tokens": 3000, "weights": {"domain": 0.3, "replay": 0.6, "made": 0.1}}]
+        built(tmp_path, values, tmp_path / "out")
+    manifest = Manifest.open(tmp_path / "out")
+    made = manifest.sources["qa"]
+    prompts = sum(one["kept"] for name, one in manifest.sources.items() if name == "code")
+
+    html_page = report(manifest)
+
+    section = Page(html_page[html_page.index('<section id="synthesis">') : html_page.index('<section id="holdout">')])
+    cells = section.row("qa")
+    assert (cells[2], cells[4], cells[5]) == (f"{prompts:,}", f"{made['read']:,}", f"{made['kept']:,}")
+    _, found = tables(html_page)
+    grounded = next(one for one in found if one.value == "grounded")
+    assert [row[grounded.here] for row in grounded.stays] == [
+        manifest.sources[source["name"]]["kept"] for source in manifest.header["recipe"]["sources"]
+    ]
+    assert "was written by a model" in Page(html_page).shown
+
+
+def test_a_plan_that_names_what_is_not_there_is_refused(example: Example, tmp_path: Path) -> None:
+    shutil.copytree(example.manifest.folder, tmp_path / "m")
+    manifest = Manifest.open(tmp_path / "m")
+    manifest.stage_arrays[0] = manifest.stage_arrays[0]._replace(
+        columns=(manifest.stage_arrays[0].columns[0], manifest.stage_arrays[0].columns[1] + 10**6, *manifest.stage_arrays[0].columns[2:])
+    )
+
+    with pytest.raises(UserError, match="curate verify"):
+        report(manifest)
+
+
 def test_the_command_writes_the_page_and_proves_the_manifest_when_asked(example: Example, tmp_path: Path) -> None:
     output = tmp_path / "sub" / "page.html"
 
@@ -374,7 +416,9 @@ def test_the_command_writes_the_page_and_proves_the_manifest_when_asked(example:
 
     proved = CliRunner().invoke(main, ["report", str(example.manifest.folder), "-o", str(output), "--verify"])
     assert proved.exit_code == 0
-    assert "curate verify" not in Page(output.read_text()).shown
+    shown = Page(output.read_text()).shown
+    assert "not read again here" not in shown
+    assert re.search(r"(\d+) of \1 checks hold", shown)
     refused = CliRunner().invoke(main, ["report", str(tmp_path)])
     assert refused.exit_code == 2
 
