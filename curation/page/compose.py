@@ -25,7 +25,7 @@ from curation.page.sampling import SIMILARITY_BARS
 from curation.page.survey import SAMPLE, Spread, Survey, survey
 from curation.page.thresholds import decisions, thresholds
 from curation.page.training import training
-from curation.page.untrusted import visible
+from curation.page.untrusted import shortened, visible
 from curation.page.windows import Value, schema_of, values_of
 from curation.report import told
 from mixing.audit import verify
@@ -36,6 +36,8 @@ FOLDER = Path(__file__).parent
 SOURCES = 24
 """Sources told apart by the sliders; of more, the smallest are put together."""
 SHOWN_LABELS = 12
+LABEL = 60
+"""Characters of a label."""
 FLAT = 0.99
 
 
@@ -50,23 +52,22 @@ class Signal(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """The most frequent labels of a column with text: (label, kept, dropped by a rule on it, dropped by another); and how many others there are."""
+    """The most frequent labels of a column with text: (label, kept, dropped); and how many others there are."""
 
     name: str
-    rows: list[tuple[str, int, int, int]]
+    rows: list[tuple[str, int, int]]
     others: int
 
 
 class Slider(NamedTuple):
     """A threshold with its histogram; what the script needs to move it is in the page's data, under the same number."""
 
+    number: int
     moved: Moved
-    spread: Spread
     axis: Axis
     drawn: Markup
-    rule: str
-    later: int
     idle: bool
+    """No document failed on it alone."""
 
 
 def report(
@@ -82,7 +83,7 @@ def report(
     known = survey(manifest, values, found, advance)
     counts = count(manifest, values, found, known, advance)
     planned = facts.planned_tokens(manifest, known)
-    sliders = [_slider(manifest, moved, known, counts) for moved in counts.moved]
+    sliders = [_slider(number, moved, counts) for number, moved in enumerate(counts.moved)]
     shares, ends, stages = facts.order(manifest)
     context = {
         "manifest": manifest,
@@ -98,7 +99,6 @@ def report(
         "order": drawing.areas(manifest.component_names, shares, ends, stages, "components over the run, by sequence"),
         "sliders": sliders,
         "idle": sum(one.idle for one in sliders),
-        "loop_index": sliders.index,
         "component_key": [(f"c{place % 8}", name) for place, name in enumerate(manifest.component_names)],
         "signals": _signals(values, known, counts),
         "labels": _labels(counts),
@@ -116,7 +116,14 @@ def _rendered(context: dict[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"n": lambda value: f"{value:,}", "short": short, "seen": visible, "told": told, "number": drawing.number}
+    environment.filters |= {
+        "n": lambda value: f"{value:,}",
+        "short": short,
+        "seen": visible,
+        "told": told,
+        "brief": lambda text: shortened(text, LABEL),
+        "number": drawing.number,
+    }
     environment.globals |= {"share": drawing.share, "bar": drawing.bar}
     style, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
@@ -146,15 +153,13 @@ def _fates(manifest: Manifest, lines: list[facts.Line], known: Survey) -> list[t
     ]
 
 
-def _slider(manifest: Manifest, moved: Moved, known: Survey, counts: Counts) -> Slider:
-    threshold, spread = moved.threshold, known.spreads[moved.threshold.value]
+def _slider(number: int, moved: Moved, counts: Counts) -> Slider:
+    threshold = moved.threshold
     assert threshold.at is not None
+    axis, bars = counts.axes[threshold.value], counts.bars[threshold.value]
     mark = drawing.Mark(threshold.at, threshold.operator in (">=", ">"))
     name = f"distribution of {threshold.value}, threshold {threshold.operator} {drawing.number(threshold.at)}"
-    drawn = drawing.histogram(counts.axes[threshold.value], counts.bars[threshold.value], name, mark)
-    later = sum(step > threshold.step for step, _ in decisions(manifest))
-    idle = not moved.returns.documents.any()
-    return Slider(moved, spread, counts.axes[threshold.value], drawn, threshold.rule, later, idle)
+    return Slider(number, moved, axis, drawing.histogram(axis, bars, name, mark), not moved.returns.documents.any())
 
 
 def _signals(values: list[Value], known: Survey, counts: Counts) -> list[Signal]:
@@ -175,13 +180,10 @@ def _signals(values: list[Value], known: Survey, counts: Counts) -> list[Signal]
 def _labels(counts: Counts) -> list[Labels]:
     found = []
     for name, labels in counts.labels.items():
-        table: dict[str, list[int]] = {}
-        for (label, fate), documents in labels.items():
-            table.setdefault(label, [0, 0, 0])[fate] += documents
-        ranked = sorted(table.items(), key=lambda entry: (-sum(entry[1]), entry[0]))
-        if ranked:
-            rows = [(label, fates[0], fates[1], fates[2]) for label, fates in ranked[:SHOWN_LABELS]]
-            found.append(Labels(name, rows, max(len(ranked) - SHOWN_LABELS, 0)))
+        rows = [(label, labels[label, True], labels[label, False]) for label in {label for label, _ in labels}]
+        rows.sort(key=lambda row: (-row[1] - row[2], row[0]))
+        if rows:
+            found.append(Labels(name, rows[:SHOWN_LABELS], max(len(rows) - SHOWN_LABELS, 0)))
     return found
 
 

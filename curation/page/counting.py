@@ -18,7 +18,7 @@ import numpy.typing as npt
 from curation.page.axes import Axis, axis_of, stops_of
 from curation.page.sampling import Samples, take
 from curation.page.survey import Survey, decided, numbers_of
-from curation.page.thresholds import Threshold, decisions
+from curation.page.thresholds import Threshold
 from curation.page.windows import KEPT, Floats, Integers, Value, Window, windows
 from mixing.manifest import Manifest
 
@@ -68,8 +68,8 @@ class Counts:
     axes: dict[str, Axis] = field(default_factory=dict)
     bars: dict[str, Integers] = field(default_factory=dict)
     """Per value the documents of each fate in each bar: `[3, bars]`."""
-    labels: dict[str, Counter[tuple[str, int]]] = field(default_factory=dict)
-    """Per label and fate (an index into FATES) its documents."""
+    labels: dict[str, Counter[tuple[str, bool]]] = field(default_factory=dict)
+    """Per label, and whether they are kept, its documents."""
     moved: list[Moved] = field(default_factory=list)
     samples: Samples = field(default_factory=Samples)
 
@@ -78,7 +78,7 @@ def count(manifest: Manifest, values: list[Value], found: list[Threshold], known
     """The second pass. Thresholds of a `top` whose cut nothing shows are left out."""
     placed = [one if one.at is not None else one._replace(at=known.cuts.get(one.step)) for one in found]
     made = Counts()
-    own = own_steps(manifest, values, found)
+    own = {value.name: [one.step for one in found if one.value == value.name] for value in values}
     for value in values:
         if value.kind == "label":
             made.labels[value.name] = Counter()
@@ -100,15 +100,6 @@ def count(manifest: Manifest, values: list[Value], found: list[Threshold], known
     return made
 
 
-def own_steps(manifest: Manifest, values: list[Value], found: list[Threshold]) -> dict[str, list[int]]:
-    """Per value the steps whose rule reads it, as a number it compares or by its name."""
-    own: dict[str, list[int]] = {}
-    for value in values:
-        compared = [one.step for one in found if one.value == value.name]
-        own[value.name] = sorted({*compared, *(step for step, rule in decisions(manifest) if value.kind == "label" and value.name in rule)})
-    return own
-
-
 def _distribute(window: Window, value: Value, own: list[int], made: Counts) -> None:
     series = value.of(window.frame)
     chosen = window.alive(value.step) & series.is_not_null().to_numpy()
@@ -118,8 +109,8 @@ def _distribute(window: Window, value: Value, own: list[int], made: Counts) -> N
         place = fate * bars.shape[1] + made.axes[value.name].bar(numbers_of(series)[chosen])
         bars += np.bincount(place, minlength=bars.size).reshape(bars.shape)
     elif value.name in made.labels:
-        labels = series.filter(chosen).cast(str).to_frame("label").with_columns(fate=fate)
-        made.labels[value.name].update({(label, one): n for label, one, n in labels.group_by("label", "fate").len().iter_rows()})
+        labels = series.filter(chosen).cast(str).to_frame("label").with_columns(kept=fate == 0)
+        made.labels[value.name].update({(label, kept): n for label, kept, n in labels.group_by("label", "kept").len().iter_rows()})
         if len(made.labels[value.name]) > LABELS:
             del made.labels[value.name]
 

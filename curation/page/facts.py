@@ -27,6 +27,11 @@ SYNTHETIC = 0.3
 """The share of synthetic tokens that was best at most (arXiv 2510.01631)."""
 STRETCH = 16
 """Sequences over which shares are taken: fewer would show how single sequences alternate."""
+FEW = 100
+"""Documents below which a share of a source means little."""
+BROKEN = 0.01
+WEAK, UNCALIBRATED = 0.8, 0.1
+"""The area under its curve below which, and the calibration error above which, a classifier is told of."""
 MOST = 0.5
 """A step that takes more of a source than this is worth a look."""
 
@@ -157,37 +162,44 @@ def budget(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def checks(manifest: Manifest, known: Survey, planned: Integers) -> Iterator[Check]:
-    """What making the page proved of promises 1 and 5; `curate verify` proves more."""
+    """What making the page proved of promises 1, 4 and 5; `curate verify` proves more."""
     header = manifest.sources
     total = sum(one["read"] for one in header.values())
     wrong = [name for place, name in enumerate(known.sources) if not _same(header[name], known, place)]
-    what = "Every record is accounted for: the pool, counted anew, says of each source what the header says"
-    yield Check(not wrong, what, f"{total:,} records in {len(known.sources)} sources" if not wrong else f"differs: {', '.join(wrong)}")
+    if wrong:
+        yield Check(False, "The pool, counted anew, does not say what the header says", f"differs: {', '.join(wrong)}")
+    else:
+        yield Check(
+            True,
+            "Every record is accounted for: the pool, counted anew, says what the header says",
+            f"{total:,} records in {_sources(known)}",
+        )
     tokens = sum(stage["tokens"] for stage in manifest.stages)
-    yield Check(
-        int(planned.sum()) == tokens,
-        "The plan holds the tokens it claims",
-        f"{int(planned.sum()):,} tokens in {manifest.sequences:,} sequences",
-    )
+    holds = int(planned.sum()) == tokens
+    what = "The plan holds the tokens it claims" if holds else f"The plan claims {tokens:,} tokens and does not hold them"
+    yield Check(holds, what, f"{int(planned.sum()):,} tokens in {manifest.sequences:,} sequences")
     moved = [
         (stage["name"], name)
         for stage in manifest.stages
         for name, one in stage["components"].items()
         if one["tokens"] != one["asked_tokens"]
     ]
-    exact = (
-        "every component of every stage, to the token"
-        if not moved
-        else f"differs in {', '.join(f'{name} of {stage}' for stage, name in moved)}"
-    )
-    yield Check(not moved, "Realised tokens are the tokens asked for", exact)
-    given_up = {name: one["pairs_given_up"] for name, one in counted(manifest).get("compared", {}).items()}
-    if given_up:
-        lost = sum(given_up.values())
+    if moved:
         yield Check(
-            not lost, "Every pair that might be alike was compared, and every duplicate names its survivor", f"{lost:,} pairs given up"
+            False, "Some components have other tokens than were asked for", ", ".join(f"{name} in {stage}" for stage, name in moved)
         )
+    else:
+        yield Check(True, "Realised tokens are the tokens asked for", "every component of every stage, to the token")
+    given_up = sum(one["pairs_given_up"] for one in counted(manifest).get("compared", {}).values())
+    if given_up:
+        yield Check(False, "Some pairs that might be alike were not compared", f"{given_up:,} pairs given up")
+    elif counted(manifest).get("compared"):
+        yield Check(True, "Every pair that might be alike was compared, and every duplicate names its survivor", "no pair given up")
     yield Check(True, "All files are there, at their sizes", f"{len(manifest.header['files']):,} files")
+
+
+def _sources(known: Survey) -> str:
+    return f"{len(known.sources)} source{'' if len(known.sources) == 1 else 's'}"
 
 
 def _same(source: dict[str, Any], known: Survey, place: int) -> bool:
@@ -210,41 +222,40 @@ def _same(source: dict[str, Any], known: Survey, place: int) -> bool:
 def remarks(manifest: Manifest, known: Survey) -> Iterator[Remark]:
     """What is not wrong but should be known, the weightiest first."""
     sources = manifest.sources
-    for place, name in enumerate(known.sources):
-        one = sources[name]
-        if one["read"] and not one["used"]:
-            yield Remark(f"Nothing of '{name}' is planned: {one['read']:,} records read, {one['kept']:,} documents kept.", "funnel")
-        yield from _losses(manifest, known, place)
-        if one["read"] and one["quarantined"] > 0.01 * one["read"]:
-            yield Remark(f"{share(one['quarantined'], one['read'])} of the records of '{name}' could not be used.", "examples")
+    if idle := [name for name in known.sources if sources[name]["read"] and not sources[name]["used"]]:
+        yield Remark(f"Nothing is planned of {_some(idle)}.", "funnel")
+    yield from _losses(manifest, known)
+    broken = [name for name in known.sources if sources[name]["quarantined"] > BROKEN * sources[name]["read"]]
+    if broken:
+        shares = [f"'{name}' ({share(sources[name]['quarantined'], sources[name]['read'])})" for name in broken]
+        yield Remark(f"Records could not be used: of {_listed(shares)}.", "examples")
     yield from _of_the_mixture(manifest)
     told = counted(manifest)
     gone = sum(step["groups_gone"] for step in told.get("duplicates", []))
     if gone:
         yield Remark(f"{gone:,} groups of duplicates lost their survivor to a later rule: none of those texts is left.", "duplicates")
     for name, model in told.get("models", {}).items():
-        if model["auc"] < 0.8 or model["calibration_error"] > 0.1:
+        if model["auc"] < WEAK or model["calibration_error"] > UNCALIBRATED:
             yield Remark(
                 f"The classifier '{name}' is a weak judge: AUC {model['auc']:.3f}, calibration error {model['calibration_error']:.3f}.",
                 "models",
             )
     if not manifest.header["holdout"]:
         yield Remark("There is no hold-out, so what training does to these texts cannot be measured on unseen ones.", "holdout")
-    unknown = [name for name in known.sources if not sources[name]["licence"]]
-    if unknown:
+    if unknown := [name for name in known.sources if not sources[name]["licence"]]:
         yield Remark(f"No licence is stated for {_some(unknown)}.", "sources")
 
 
-def _losses(manifest: Manifest, known: Survey, place: int) -> Iterator[Remark]:
+def _losses(manifest: Manifest, known: Survey) -> Iterator[Remark]:
     """Steps that took most of what reached them of a source."""
-    left = int(known.decisions["kept"][place]) + sum(int(counts[place]) for counts in known.dropped.values())
-    for step, rule in [(0, "likeness to the hold-out"), *decisions(manifest)]:
-        lost = int(known.dropped[step][place]) if step in known.dropped else 0
-        if left >= 100 and lost > MOST * left and not rule.startswith("top: "):
-            yield Remark(
-                f"{rule} took {share(lost, left)} of what was left of '{known.sources[place]}': {lost:,} of {left:,} documents.", "funnel"
-            )
-        left -= lost
+    left = known.decisions["kept"] + sum(known.dropped.values(), np.zeros(len(known.sources), np.int64))
+    for step, rule in [(0, "Likeness to the hold-out"), *decisions(manifest)]:
+        lost = known.dropped.get(step, np.zeros(len(known.sources), np.int64))
+        most = [place for place in range(len(known.sources)) if left[place] >= FEW and lost[place] > MOST * left[place]]
+        if most and not rule.startswith("top: "):
+            shares = [f"{share(int(lost[place]), int(left[place]))} of '{known.sources[place]}'" for place in most]
+            yield Remark(f"{rule} took, of what had come so far, {_listed(shares)}.", "funnel")
+        left = left - lost
 
 
 def _of_the_mixture(manifest: Manifest) -> Iterator[Remark]:
@@ -269,9 +280,12 @@ def _of_the_mixture(manifest: Manifest) -> Iterator[Remark]:
         )
 
 
-def _some(names: list[str], most: int = 6) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more sources"
+def _some(names: list[str]) -> str:
+    return _listed([f"'{name}'" for name in names])
+
+
+def _listed(parts: list[str], most: int = 6) -> str:
+    return ", ".join(parts[:most]) + (f" and {len(parts) - most} more sources" if len(parts) > most else "")
 
 
 def order(manifest: Manifest, parts: int = 120) -> tuple[Floats, list[int], list[tuple[str, int]]]:

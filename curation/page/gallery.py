@@ -22,6 +22,7 @@ from curation.page.untrusted import differences, shortened
 from mixing import UserError
 from mixing.manifest import Manifest
 
+REASONS = 20
 GROUPS = 8
 """Survivors with the most duplicates."""
 NO_TEXTS = "The texts are not here: they lie in the work directory of the build, and that is not where it was. Make the page again with --work DIR to see them."
@@ -100,7 +101,7 @@ def gallery(manifest: Manifest, known: Survey, samples: Samples, work: Path | No
         for group in samples.groups
         if isinstance(group, tuple) and group[0] in ("inside", "outside")
     }
-    reasons = sorted(str(group[1]) for group in samples.groups if isinstance(group, tuple) and group[0] == "quarantined")
+    reasons = sorted(str(group[1]) for group in samples.groups if isinstance(group, tuple) and group[0] == "quarantined")[:REASONS]
     return Gallery(
         missing,
         [(step, rule, found) for step, rule in rules if step not in samples.similarities and (found := shown(("dropped", step)))],
@@ -125,7 +126,7 @@ def _duplicates(
     pairs = sorted((_pair(records[row], evidence[row], texts) for row in rows), key=lambda pair: (pair.similarity, pair.dropped.row))
     bars = samples.similarities[step].tolist()
     groups = [Group(count, _shown(records[row], None, texts, HEAD)) for row, count in largest if row in records]
-    return Duplicates(step, rule, sum(bars), bars[-1], bars, pairs, groups)
+    return Duplicates(step, rule, sum(bars), samples.identical[step], bars, pairs, groups)
 
 
 def _pair(record: dict[str, Any], told: dict[str, Any], texts: dict[int, str]) -> Pair:

@@ -49,6 +49,8 @@ class Samples:
     groups: dict[Hashable, Drawn] = field(default_factory=dict)
     similarities: dict[int, Integers] = field(default_factory=dict)
     """Per step the duplicates by similarity, in SIMILARITY_BARS equal parts of [0, 1]; 1 itself counts to the last."""
+    identical: dict[int, int] = field(default_factory=dict)
+    """Per step the duplicates whose similarity is 1."""
     survivors: dict[int, list[Rows]] = field(default_factory=dict)
     """Per step the surviving rows, one for each duplicate."""
 
@@ -124,4 +126,4 @@ def _duplicates(window: Window, samples: Samples) -> None:
         unlike = mine & (similarity < 1)
         samples.add(("pair", step), PAIRS, window, unlike)
         samples.add(("edge", step), PAIRS, window, unlike, similarity)
-        samples.add(("same", step), 1, window, mine & (similarity >= 1))
+        samples.identical[step] = samples.identical.get(step, 0) + int(np.count_nonzero(mine & (similarity >= 1)))

@@ -150,6 +150,18 @@ def test_the_page_says_when_the_pool_does_not_say_what_the_header_says(example: 
     assert "differs: web" in Page(report(manifest)).shown
 
 
+def test_what_is_worth_a_look_is_named_with_its_sources(example: Example) -> None:
+    told = re.findall(r'<li><a href="#(\w+)">(.*?)</a>', example.html)
+    texts = [html.unescape(text).replace("\u202f", " ") for _, text in told]
+    web = example.manifest.sources["web"]
+
+    assert "No licence is stated for 'web', 'code', 'odd', 'strange'." in texts
+    assert f"Records could not be used: of 'web' ({100 * web['quarantined'] / web['read']:.1f} %)." in texts
+    idle = [f"'{name}'" for name in ("prose", "web", "code", "odd", "strange") if not example.manifest.sources[name]["used"]]
+    assert ("Nothing is planned of " + ", ".join(idle) + "." in texts) == bool(idle)
+    assert "There is no hold-out" not in example.page.shown
+
+
 def test_windows_change_no_byte_of_the_page(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
     original = pool_windows.windows
     monkeypatch.setattr("curation.page.survey.windows", lambda manifest, values: original(manifest, values, rows=37))
