@@ -128,7 +128,7 @@ def floor(folder: Path) -> float:
 def apart(*words: str) -> dict[str, Any]:
     """What this script prints as another process with one thread."""
     environment = os.environ | {"POLARS_MAX_THREADS": "1"}
-    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=True, env=environment)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

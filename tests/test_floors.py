@@ -152,7 +152,7 @@ ORDER = {
         "explain",
         "indexing",
         "sketches",
-        "report",
+        "terminal",
         "page",
         "page.thresholds",
         "page.windows",

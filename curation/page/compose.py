@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from curation.page.thresholds import decisions, thresholds
 from curation.page.training import training
 from curation.page.untrusted import shortened, visible
 from curation.page.windows import Value, schema_of, values_of
-from curation.report import told
+from curation.terminal import bar, told
 from mixing.audit import verify
 from mixing.chart import short
 from mixing.manifest import Manifest
@@ -76,12 +76,12 @@ def report(
     work: Path | None = None,
     *,
     prove: bool = False,
-    advance: Callable[[int], None] = lambda rows: None,
 ) -> str:
-    """The whole page as HTML. `prove` has everything verified first, as `curate verify` does; `advance` is told the rows that were read, each twice in all."""
+    """The whole page as HTML. `prove` has everything verified first, as `curate verify` does."""
     values, found = values_of(manifest), thresholds(manifest, schema_of(manifest))
-    known = survey(manifest, values, found, advance)
-    counts = count(manifest, values, found, known, advance)
+    with bar("read the pool", 2 * sum(source["read"] for source in manifest.sources.values())) as advance:
+        known = survey(manifest, values, found, advance)
+        counts = count(manifest, values, found, known, advance)
     planned = facts.planned_tokens(manifest, known)
     sliders = [_slider(number, moved, counts) for number, moved in enumerate(counts.moved)]
     shares, ends, stages = facts.order(manifest)

@@ -16,7 +16,7 @@ from curation.page.drawing import share
 from curation.page.survey import Survey
 from curation.page.thresholds import decisions
 from curation.page.windows import Floats, Integers
-from curation.report import effective_tokens
+from curation.terminal import effective_tokens
 from mixing import UserError
 from mixing.manifest import Manifest
 

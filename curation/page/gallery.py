@@ -149,7 +149,7 @@ def _largest(parts: Iterable[np.ndarray[tuple[int], np.dtype[np.uint64]]]) -> li
 
 def _records(manifest: Manifest, rows: set[int]) -> dict[int, dict[str, Any]]:
     columns = ["row", "source", "origin", "decision", "reason", "evidence", "n_tokens", "bytes"]
-    found = explain.pool(manifest).select(columns).filter(pl.col("row").is_in(sorted(rows))).collect()
+    found = manifest.pool().select(columns).filter(pl.col("row").is_in(sorted(rows))).collect()
     return {record["row"]: record for record in found.to_dicts()}
 
 
