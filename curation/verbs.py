@@ -10,16 +10,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from curation import differences, explain, indexing, report, sketches, starter, sweep
+from curation import differences, explain, indexing, sketches, starter, sweep, terminal
 from curation.build import Built
 from curation.build import build as build_manifest
 from curation.dedup.index import Index
 from curation.engine import Run
 from curation.estimate import Estimate, estimate
+from curation.page.compose import report as make_page
 from curation.recipe import Recipe, load
 from curation.remix import Remixed
 from curation.remix import remix as remix_manifest
 from curation.starter import Started
+from curation.work import write_text
 from mixing import validated
 from mixing.audit import verify as audit
 from mixing.export import Compression, Exported, Format
@@ -88,7 +90,7 @@ def _opened(manifest: Opened) -> Manifest:
 
 def inspect(manifest: Opened) -> dict[str, Any]:
     """The header with its digest, effective tokens, and what the build counted besides: what `inspect --json` prints."""
-    return report.facts(_opened(manifest))
+    return terminal.facts(_opened(manifest))
 
 
 def verify(manifest: Opened) -> list[Finding]:
@@ -120,6 +122,20 @@ def why(manifest: Opened, document: int | str | None = None, *, text: str | None
 def diff(a: Opened, b: Opened) -> dict[str, Any]:
     """What differs between two manifests: recipe, inputs, rules, tokens, documents, order; what `diff --json` prints."""
     return differences.facts(_opened(a), _opened(b))
+
+
+def report(
+    manifest: Opened,
+    runs: Sequence[Path | str] = (),
+    output: Path | str = "report.html",
+    *,
+    verify: bool = False,
+    work: Path | str | None = None,
+) -> Path:
+    """Writes one self-contained HTML page about a manifest, with the curves of runs trained on it, and returns its path; `verify` has everything proved first. Texts need the work directory."""
+    page = make_page(_opened(manifest), [Path(run) for run in runs], None if work is None else Path(work), prove=verify)
+    write_text(Path(output), page)
+    return Path(output)
 
 
 def remix(

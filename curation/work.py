@@ -77,11 +77,15 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    write_atomic(path, lambda temporary: _write_text(temporary, json.dumps(value)))
+    write_text(path, json.dumps(value))
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def write_text(path: Path, text: str) -> None:
+    write_atomic(path, lambda temporary: _write_bytes(temporary, text.encode()))
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 @contextmanager

@@ -42,6 +42,7 @@ ABSENT = {
     "python -m train characterise": "wants the sweep above; tests/train/test_characterise.py runs it",
     "python -m train soup": "wants the models of the sweep; tests/train/test_soup.py runs it",
     "python -m train report": "wants the runs above; tests/train/test_report.py runs it",
+    "curate report data_manifests/medical-v1 runs/medical": "wants the runs above; tests/curation/test_report_page.py makes one",
     "python -m train evaluate": "wants lm-eval, or the runs above; tests/train/test_evaluate.py runs it",
     "python -m train run data_manifests/mixture-v1": "wants the measurements of the sweep",
     "python -m train run build/second": "wants a run that stopped in the middle; tests/train/test_start.py makes one",

@@ -21,6 +21,8 @@ ORDER = {
         "canonical",
         "manifest",
         "measurements",
+        "chart",
+        "curves",
         "pool",
         "strategies.shares",
         "strategies.sizes",
@@ -150,7 +152,20 @@ ORDER = {
         "explain",
         "indexing",
         "sketches",
-        "report",
+        "terminal",
+        "page",
+        "page.thresholds",
+        "page.windows",
+        "page.survey",
+        "page.axes",
+        "page.sampling",
+        "page.counting",
+        "page.drawing",
+        "page.facts",
+        "page.untrusted",
+        "page.gallery",
+        "page.training",
+        "page.compose",
         "differences",
         "verbs",
         "cli",
@@ -177,7 +192,6 @@ ORDER = {
         "soup",
         "soup_search",
         "stability",
-        "chart",
         "report",
         "start",
         "record",
@@ -188,7 +202,7 @@ ORDER = {
     ],
 }
 BETWEEN = {"curation": {"curation", "mixing"}, "mixing": {"mixing"}, "train": {"train", "mixing"}}
-TRAIN_MAY_IMPORT = {"mixing", "mixing.manifest", "mixing.measurements"}
+TRAIN_MAY_IMPORT = {"mixing", "mixing.manifest", "mixing.measurements", "mixing.chart", "mixing.curves"}
 HEAVY = {
     "polars",
     "numba",
@@ -283,7 +297,9 @@ def test_train_without_the_curation_libraries_imports() -> None:
 def test_what_train_may_import_without_heavy_libraries_imports() -> None:
     blocked = ["polars", "numba", "pydantic", "torch", "curation", "train"]
 
-    result = python(f"import sys\nfor b in {blocked}: sys.modules[b] = None\nimport mixing, mixing.manifest, mixing.measurements")
+    result = python(
+        f"import sys\nfor b in {blocked}: sys.modules[b] = None\nimport mixing, mixing.manifest, mixing.measurements, mixing.chart, mixing.curves"
+    )
 
     assert result.returncode == 0, result.stderr
 

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from recipes import pool_of, recipe, write_corpus, write_file, write_recipe, write_records
 
-from curation import report
+from curation import terminal
 from curation.cli import main
 from curation.work import Work
 from mixing.manifest import Manifest
@@ -269,7 +269,7 @@ def test_table_by_source_is_turned_round_where_the_sources_are_many(sources: int
         ["kept", *("7" for _ in names), "88"],
     ]
 
-    lines = report.by_source(rows).splitlines()
+    lines = terminal.by_source(rows).splitlines()
 
     assert lines[1].split()[0] == first
     assert max(map(len, lines)) < 80
