@@ -45,6 +45,7 @@ ORDER = {
     ],
     "curation": [
         "curation",
+        "whole",
         "words",
         "identifying",
         "identifiers",
@@ -113,6 +114,7 @@ ORDER = {
         "selection",
         "work",
         "engine",
+        "cluster",
         "finding",
         "sweep",
         "synthesis",
