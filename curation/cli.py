@@ -311,12 +311,6 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
 @click.argument("mixture", type=click.Path(path_type=Path))
 @click.option("-o", "output", type=click.Path(path_type=Path), required=True, help="The new manifest's folder.")
 @click.option("--consumed", type=click.IntRange(min=0), metavar="N", help="Sequences of MANIFEST that a run has trained, and goes on from.")
-@click.option(
-    "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Processes of this machine, or a Ray cluster."
-)
-@click.option(
-    "--ray-address", envvar="RAY_ADDRESS", show_envvar=True, metavar="HOST:PORT", help="The cluster [default: one of this machine alone]."
-)
 @click.option("--root", "roots", multiple=True, metavar="NAME=PATH", help="Where the files named NAME:… lie.")
 @click.option("--replace", is_flag=True, help="Replace another manifest in the output folder.")
 @answers

@@ -46,6 +46,7 @@ class Cluster(Engine):
     def __init__(self, address: str, workers: int, memory: float | None, work: Path) -> None:
         self._ray = _connected(address, workers or default_workers())
         super().__init__(workers or int(self._ray.cluster_resources().get("CPU", 1)), memory)
+        self._call = self._ray.remote(num_cpus=1, max_retries=0)(_call)
         self._mark = work.resolve() / f".cluster-{secrets.token_hex(4)}"
 
     def __enter__(self) -> Cluster:
@@ -70,9 +71,8 @@ class Cluster(Engine):
     ) -> list[Result]:
         """As `Engine.map`. With `at_most`, on so many actors with a GPU each."""
         with self.phase(label, len(tasks)):
-            places = (
-                _Tasks(self._ray, self._ground, 2 * self.memory.workers) if at_most is None else _Actors(self._ray, self._ground, at_most)
-            )
+            most = 2 * self.memory.workers
+            places = _Tasks(self._call, self._ground, most) if at_most is None else _Actors(self._ray, self._ground, at_most)
             try:
                 return self._collected(self._ended(places, function, tasks, label), len(tasks))
             finally:
@@ -125,8 +125,8 @@ def _cause(error: Any, errors: Any) -> BaseException:
 class _Tasks:
     """Ray tasks: as many under way as there is work for, on whatever nodes there are."""
 
-    def __init__(self, ray: Any, ground: Ground, most: int) -> None:
-        self._call, self._ground, self._most = ray.remote(num_cpus=1, max_retries=0)(_call), ground, most
+    def __init__(self, call: Any, ground: Ground, most: int) -> None:
+        self._call, self._ground, self._most = call, ground, most
 
     def room(self) -> int:
         return self._most

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from curation.remote import Place
 from curation.whole import beside, whole
 from mixing import UserError
 from mixing.canonical import canonical_json
+from mixing.remote import Place
 
 ROOMS = ("shards", "sidecars", "models", "generations", "builds", "scratch")
 

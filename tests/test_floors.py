@@ -19,6 +19,8 @@ ORDER = {
     "mixing": [
         "mixing",
         "canonical",
+        "remote",
+        "mirror",
         "manifest",
         "measurements",
         "pool",
@@ -98,7 +100,6 @@ ORDER = {
         "components",
         "ranking",
         "clean",
-        "remote",
         "memory",
         "journal",
         "formats.records",

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from pyarrow import fs
 from recipes import dies_until, fails_on, fells, parents, place, recipe, square, write_corpus, write_recipe
+from stores import connected, served, upload
 
 from curation.build import build
 from curation.cluster import Cluster, Ground, _call, program
 from curation.engine import Run
 from curation.recipe import load
-from curation.remote import filesystem
 from mixing import UserError
 from mixing.manifest import Manifest
+from mixing.remote import filesystem
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: nothing of `--engine ray` is tested; install tilth[ray]")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -40,11 +40,7 @@ class Nodes(NamedTuple):
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        there = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
+    with served() as there, pytest.MonkeyPatch.context() as patch:
         for name, value in {**SECRETS, **there, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(TESTED)}.items():
             patch.setenv(name, value)
         filesystem.cache_clear()
@@ -54,21 +50,11 @@ def nodes() -> Iterator[Nodes]:
         for _ in range(2):
             cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=STORE)
         try:
-            store = fs.S3FileSystem(endpoint_override=there["AWS_ENDPOINT_URL"], region="us-east-1", allow_bucket_creation=True)
-            yield Nodes(cluster.address, cluster, store, Path(cluster.head_node.get_session_dir_path()))
+            yield Nodes(cluster.address, cluster, connected(there), Path(cluster.head_node.get_session_dir_path()))
         finally:
             ray.shutdown()
             cluster.shutdown()
-            server.stop()
             filesystem.cache_clear()
-
-
-def upload(store: Any, folder: Path, bucket: str) -> None:
-    store.create_dir(bucket)
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with store.open_output_stream(f"{bucket}/{path.relative_to(folder)}", compression=None) as out:
-                out.write(path.read_bytes())
 
 
 def test_digests_on_three_nodes_from_files_and_from_s3_are_the_local_one_and_no_secret_is_written(nodes: Nodes, tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_a_build_whose_every_task_is_done_twice_gives_the_same_manifest_and_coun
     values = small(tmp_path)
     values["sources"]["prose"]["max_duplicates"] = 0.9
     once = built(tmp_path, values, tmp_path / "once", tmp_path / "work once")
-    monkeypatch.setattr(build_module, "Engine", Twice)
+    monkeypatch.setattr(import_module("curation.build"), "Engine", Twice)
 
     twice = built(tmp_path, values, tmp_path / "twice", tmp_path / "work twice")
 
