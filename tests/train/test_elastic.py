@@ -41,14 +41,23 @@ CONFIG: dict[str, Any] = {
     "checkpoint": {"every": 4, "keep": 2},
 }
 SCRIPT = """
-import os, sys
-with open(sys.argv[1], "a") as file:
-    file.write(os.environ["WORLD_SIZE"] + chr(10))
-sys.argv = ["tilth-train", "run", *sys.argv[2:]]
+import os, sys, time
+from train import loop
 from train.__main__ import main
+
+worlds = sys.argv[1]
+
+def paced(*arguments, steps=loop.steps):
+    for step in steps(*arguments):
+        time.sleep(3.0 if os.path.exists(worlds + ".slow") else 0.0)
+        yield step
+
+with open(worlds, "a") as file:
+    file.write(os.environ["WORLD_SIZE"] + chr(10))
+loop.steps, sys.argv = paced, ["tilth-train", "run", *sys.argv[2:]]
 main()
 """
-TIMES = "last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=3"
+TIMES = "last_call_timeout=5,keep_alive_interval=2,keep_alive_max_attempt=5,read_timeout=180"
 
 
 class Machine:
@@ -107,6 +116,7 @@ def test_a_machine_that_is_lost_and_comes_back_leaves_the_parameters_of_one_proc
     expected = told(train(manifest, validated(Config, CONFIG), "fresh", tmp_path / "alone"))
     (tmp_path / "config.yaml").write_text(json.dumps(CONFIG))
     (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "worlds-a.slow").touch()  # until the lost machine is back
     run = tmp_path / "run"
 
     def steps() -> int:
@@ -131,6 +141,7 @@ def test_a_machine_that_is_lost_and_comes_back_leaves_the_parameters_of_one_proc
             b.close()
             b = Machine("b", port, tmp_path, environment, arguments)
             wait_for(lambda: a.world() == 2, a)
+            (tmp_path / "worlds-a.slow").unlink()
             assert a.process.wait(180) == 0, a.errors.read_text()[-3000:]
         finally:
             for machine in (a, b):
