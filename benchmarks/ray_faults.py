@@ -35,7 +35,8 @@ BUILD = """
 import json, sys, time
 from contextlib import contextmanager
 from pathlib import Path
-from curation import build as build_module, cluster
+from curation import cluster
+from curation.build import build
 from curation.engine import Run
 from curation.recipe import load
 
@@ -54,7 +55,7 @@ def say(event, label, seconds):
 
 cluster.Cluster = Watched
 recipe, folder = Path(sys.argv[1]), Path(sys.argv[2])
-build_module.build(load(recipe), recipe.parent, folder / "manifest", Run(folder / "work", 0, ray=sys.argv[3] or None))
+build(load(recipe), recipe.parent, folder / "manifest", Run(folder / "work", 0, ray=sys.argv[3] or None))
 """
 
 

@@ -63,16 +63,19 @@ class Cluster(Engine):
         super().__exit__(kind, error, trace)
 
     def places(self, processes: Callable[[], int | None]) -> int | None:
-        """The GPUs of the cluster; the process that hands out the tasks may have none."""
-        return int(self._ray.cluster_resources().get("GPU", 0)) or None
+        """The GPUs of the cluster; the process that hands out the tasks may have none. Without any, what it says of itself."""
+        return self._gpus() or processes()
+
+    def _gpus(self) -> int:
+        return int(self._ray.cluster_resources().get("GPU", 0))
 
     def map(
         self, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], label: str, at_most: int | None = None
     ) -> list[Result]:
-        """As `Engine.map`. With `at_most`, on so many actors with a GPU each."""
+        """As `Engine.map`. With `at_most`, on so many actors, with a GPU each where the cluster has any."""
         with self.phase(label, len(tasks)):
             most = 2 * self.memory.workers
-            places = _Tasks(self._call, self._ground, most) if at_most is None else _Actors(self._ray, self._ground, at_most)
+            places = _Tasks(self._call, self._ground, most) if at_most is None else _Actors(self, at_most)
             try:
                 return self._collected(self._ended(places, function, tasks, label), len(tasks))
             finally:
@@ -144,14 +147,15 @@ class _Tasks:
 class _Actors:
     """Processes that keep the model they have loaded, one a GPU; one that is lost is replaced while a GPU is left for it."""
 
-    def __init__(self, ray: Any, ground: Ground, most: int) -> None:
-        self._ray, self._ground, self._most = ray, ground, most
-        self._made = ray.remote(num_cpus=1, num_gpus=1)(_Place)
+    def __init__(self, cluster: Cluster, most: int) -> None:
+        self._ray, self._ground, self._most = cluster._ray, cluster._ground, most
+        self._gpus = cluster._gpus if cluster._gpus() else lambda: most
+        self._made = self._ray.remote(num_cpus=1, num_gpus=int(cluster._gpus() > 0))(_Place)
         self._idle, self._busy = list[Any](), dict[Any, Any]()
 
     def room(self) -> int:
         if not self._idle and not self._busy:
-            self._most = min(self._most, int(self._ray.cluster_resources().get("GPU", 0)))
+            self._most = min(self._most, self._gpus())
             if not self._most:
                 raise UserError("no GPU is left in the cluster; what was finished is kept: run it again when there is one")
         return self._most
@@ -167,7 +171,7 @@ class _Actors:
 
     def lost(self, ended: Any) -> None:
         self._ray.kill(self._busy.pop(ended))
-        self._most = min(self._most, max(1, int(self._ray.cluster_resources().get("GPU", 0))))
+        self._most = min(self._most, max(1, self._gpus()))
 
     def close(self) -> None:
         for actor in [*self._idle, *self._busy.values()]:
