@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -35,7 +36,7 @@ from memory import tree
 from curation.dedup.banding import banding
 from curation.dedup.runs import RANGE_BYTES
 from curation.engine import Engine, Run
-from curation.memory import DOCUMENT, held
+from curation.memory import DOCUMENT
 from curation.recipe import load
 from curation.sources import CUT
 from mixing.manifest import Manifest
@@ -56,6 +57,11 @@ def cpu_of(process: int) -> float:
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
     return (int(fields[11]) + int(fields[12])) / TICK
+
+
+def own_memory() -> int:
+    """Bytes of this process without pages of files."""
+    return 1024 * int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")).split()[1])
 
 
 class Measured(Engine):
@@ -84,8 +90,8 @@ class Measured(Engine):
 
     def _watch(self, stop: Event, most: list[int]) -> None:
         while True:
-            most[0] = max(most[0], held([os.getpid()]))
-            if stop.wait(0.2):
+            most[0] = max(most[0], own_memory())
+            if stop.wait(0.25):
                 return
 
 
@@ -155,40 +161,45 @@ OUT = click.argument("out", type=click.Path(path_type=Path))
 @click.argument("recipe", type=click.Path(exists=True, path_type=Path))
 @click.argument("sizes", nargs=-1, type=float, required=True)
 def measure(out: Path, recipe: Path, sizes: tuple[float, ...]) -> None:
-    """Build the first SIZES GB."""
+    """Build the first SIZES GB, each in a process of its own."""
+    for size in sizes:
+        process = get_context("spawn").Process(target=measured, args=(out, recipe.resolve(), size))
+        process.start()
+        process.join()
+        if process.exitcode:
+            sys.exit(process.exitcode)
+
+
+def measured(out: Path, recipe: Path, size: float) -> None:
     build_module = import_module("curation.build")
     build_module.Engine = Measured  # type: ignore[attr-defined]
-    for size in sizes:
-        folder = out / f"part-{size:g}"
-        shutil.rmtree(folder, ignore_errors=True)
-        path, total = part_of(recipe.resolve(), folder, int(size * 1e9))
-        Measured.found = {}
-        room = Room(folder / "work" / "scratch")
-        room.start()
-        built = build_module.build(load(path), folder, folder / "manifest", Run(folder / "work", 2))
-        room.ended.set()
-        header = Manifest.open(folder / "manifest").header
-        documents = sum(source["read"] for source in header["sources"].values())
-        planned = sum(stage["tokens"] for stage in header["stages"])
-        found = {
-            "bytes": total,
-            "documents": documents,
-            "kept": sum(source["kept"] for source in header["sources"].values()),
-            "kept_tokens": sum(one["tokens"] for one in header["components"].values()),
-            "planned_tokens": planned,
-            "seconds": built.seconds,
-            "scratch": room.most,
-            "work": room_of(folder / "work"),
-            "manifest": room_of(folder / "manifest"),
-            "phases": Measured.found,
-        }
-        (out / f"{size:g}.json").write_text(json.dumps(found))
-        shutil.rmtree(folder)
-        spent = total_of(found)
-        print(
-            f"{size:g} GB: {documents:,} documents, {built.seconds:.0f} s, workers {spent['workers']:.1f} s, driver {spent['driver']:.1f} s",
-            flush=True,
-        )
+    folder = out / f"part-{size:g}"
+    shutil.rmtree(folder, ignore_errors=True)
+    path, total = part_of(recipe, folder, int(size * 1e9))
+    room = Room(folder / "work" / "scratch")
+    room.start()
+    built = build_module.build(load(path), folder, folder / "manifest", Run(folder / "work", 2))
+    room.ended.set()
+    header = Manifest.open(folder / "manifest").header
+    found = {
+        "bytes": total,
+        "documents": sum(source["read"] for source in header["sources"].values()),
+        "kept": sum(source["kept"] for source in header["sources"].values()),
+        "kept_tokens": sum(one["tokens"] for one in header["components"].values()),
+        "planned_tokens": sum(stage["tokens"] for stage in header["stages"]),
+        "seconds": built.seconds,
+        "scratch": room.most,
+        "work": room_of(folder / "work"),
+        "manifest": room_of(folder / "manifest"),
+        "phases": Measured.found,
+    }
+    (out / f"{size:g}.json").write_text(json.dumps(found))
+    shutil.rmtree(folder)
+    spent = total_of(found)
+    print(
+        f"{size:g} GB: {found['documents']:,} documents, {built.seconds:.0f} s, workers {spent['workers']:.1f} s, driver {spent['driver']:.1f} s",
+        flush=True,
+    )
 
 
 def total_of(one: dict[str, Any]) -> dict[str, float]:

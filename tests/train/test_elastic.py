@@ -125,7 +125,13 @@ def test_a_machine_that_is_lost_and_comes_back_leaves_the_parameters_of_one_proc
     with served() as there, socket.socket() as free:
         for name, value in {**there, "AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "c0ffee-of-the-trainer"}.items():
             monkeypatch.setenv(name, value)  # without credentials the client sends what the server does not take apart
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+        environment = {
+            **os.environ,
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
         upload(connected(there), manifest, "manifests")
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
