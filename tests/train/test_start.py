@@ -166,7 +166,7 @@ def test_a_run_that_torchrun_may_restart_is_resumed_without_being_asked(
     first: Path, values: dict[str, Any], manifest_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = len(lines(first))
-    with pytest.raises(UserError, match="holds a run with step-.*; go on with --start resume"):
+    with pytest.raises(UserError, match=r"holds a run with step-.*; go on with --start resume"):
         train(manifest_folder, validated(Config, values), None, first)
     shutil.rmtree(checkpoints(first)[-1])
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
