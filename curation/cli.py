@@ -75,6 +75,12 @@ def init(paths: tuple[str, ...], output: Path, base: str | None, replace: bool) 
 @click.option(
     "--memory", type=click.FloatRange(min=0, min_open=True), metavar="GB", help="What all processes together may hold [default: no limit]."
 )
+@click.option(
+    "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Processes of this machine, or a Ray cluster."
+)
+@click.option(
+    "--ray-address", envvar="RAY_ADDRESS", show_envvar=True, metavar="HOST:PORT", help="The cluster [default: one of this machine alone]."
+)
 @click.option("--root", "roots", multiple=True, metavar="NAME=PATH", help="Where the files named NAME:… lie.")
 @click.option("--replace", is_flag=True, help="Replace another manifest in the output folder.")
 @click.option("--dry-run", is_flag=True, help="Check the recipe, its inputs, budgets and disk from a sample; write nothing.")
@@ -86,6 +92,8 @@ def build(
     work: Path | None,
     workers: int | None,
     memory: float | None,
+    engine: str,
+    ray_address: str | None,
     roots: tuple[str, ...],
     replace: bool,
     dry_run: bool,
@@ -94,11 +102,13 @@ def build(
     from curation import terminal, verbs
     from curation.engine import default_workers
 
-    how: dict[str, Any] = {"work": work, "workers": workers or default_workers(), "memory": memory, "roots": _roots(roots)}
+    ray = None if engine == "local" else ray_address or "local"
+    most = default_workers() if ray is None or dry_run else 0
+    how: dict[str, Any] = {"work": work, "workers": workers or most, "memory": memory, "roots": _roots(roots)}
     if dry_run:
         click.echo(terminal.dry_run(verbs.dry_run(recipe, *overrides, **how)))
     else:
-        click.echo(terminal.built(verbs.build(recipe, *overrides, output=output, replace=replace, **how)))
+        click.echo(terminal.built(verbs.build(recipe, *overrides, output=output, ray=ray, replace=replace, **how)))
 
 
 def _roots(roots: tuple[str, ...]) -> dict[str, str]:

@@ -25,11 +25,11 @@ from curation.clean import has_visible
 from curation.finding import locate, natural
 from curation.formats import ENDINGS, FORMATS, PACKED, format_of, readers_of, streams, true_format
 from curation.formats.records import Fields, Record, in_chunks, records_of
-from curation.remote import Place, Remote, is_url
 from curation.sampling import spread_records
 from curation.selection import Choice, is_expression, names_in, select
 from curation.signals.contamination import ItemColumns
 from mixing import UserError
+from mixing.remote import Place, Remote, is_url
 
 LOOKED_AT, SAMPLED, MEASURED = 64, 4, 500
 STREAM_BYTES = 32 << 20  # of a compressed file, a quarter of it of a plain one: damage comes in clumps

@@ -19,6 +19,8 @@ ORDER = {
     "mixing": [
         "mixing",
         "canonical",
+        "remote",
+        "mirror",
         "manifest",
         "measurements",
         "chart",
@@ -47,6 +49,7 @@ ORDER = {
     ],
     "curation": [
         "curation",
+        "whole",
         "words",
         "identifying",
         "identifiers",
@@ -99,7 +102,6 @@ ORDER = {
         "components",
         "ranking",
         "clean",
-        "remote",
         "memory",
         "journal",
         "formats.records",
@@ -115,6 +117,7 @@ ORDER = {
         "selection",
         "work",
         "engine",
+        "cluster",
         "finding",
         "sweep",
         "synthesis",

@@ -47,7 +47,7 @@ def search(
     if folder.exists():
         raise UserError(f"{folder}: exists; name a folder that does not")
     parts = soup.ingredients(list(named.values()))
-    manifest = Manifest.open(manifests[0])
+    manifest = Manifest.reach(manifests[0])
     asked = measure.read_settings(config, parts[-1].folder, manifests[1:])
     with models.joined_world() as world:
         if world.size > 1:

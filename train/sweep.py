@@ -121,7 +121,7 @@ def lanes(sweep: Sweep) -> list[Lane]:
 def cells(sweep: Sweep, lane: Lane) -> list[Cell]:
     """The cells of a lane, shortest first, with their configurations. Warm-up, where it is a share, is that share of the shortest."""
     written = settings.load(Path(sweep.train))
-    manifest = Manifest.open(sweep.manifests[lane.name])
+    manifest = Manifest.reach(sweep.manifests[lane.name])
     warmup = written.schedule.warmup
     found = []
     for duration in sorted(sweep.durations):
@@ -177,13 +177,13 @@ def grown(cell: Cell, before: Path | None, trunk: Path, target: Path, manifest: 
     config = cell.config.model_copy(
         update={"tokens": cell.decay_from, "schedule": cell.config.schedule.model_copy(update={"kind": "constant"})}
     )
-    opened = windowed(Manifest.open(manifest), config.batch, cell.decay_from, None)
+    opened = windowed(Manifest.reach(manifest), config.batch, cell.decay_from, None)
     if not finished(trunk):
         if before is not None and before != trunk:
             fork(before, trunk, config, opened, world)
         train(trunk, manifest, config)
     if not finished(target):
-        fork(trunk, target, cell.config, windowed(Manifest.open(manifest), config.batch, cell.duration, None), world)
+        fork(trunk, target, cell.config, windowed(Manifest.reach(manifest), config.batch, cell.duration, None), world)
     return trunk
 
 
@@ -262,7 +262,7 @@ def refuse_other_sweep(sweep: Sweep, folder: Path, world: World) -> None:
     written = {
         "sweep": sweep.model_dump(mode="json"),
         "train": settings.load(Path(sweep.train)).model_dump(mode="json"),
-        "manifests": {name: Manifest.open(path).digest for name, path in sweep.manifests.items()},
+        "manifests": {name: Manifest.reach(path).digest for name, path in sweep.manifests.items()},
     }
     if file.exists():
         before = yaml.safe_load(file.read_text(encoding="utf-8"))
