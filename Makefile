@@ -19,10 +19,10 @@ ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 POLARS_MAX_THREADS=1 TOKENIZ
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-vllm check docs site bench claims claims-full clean
+.PHONY: help setup demo test test-fast test-browser test-ray test-vllm check docs site bench claims claims-full clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Variables: PY (which Python), VENV (where), TORCH_INDEX (a package index with the torch build you want), JOBS (test processes)"
 
 setup: $(VENV)/.ready ## create the environment in .venv and install everything
@@ -44,6 +44,14 @@ test: $(VENV)/.ready ## all tests
 
 test-fast: $(VENV)/.ready ## the tests that take less than ten seconds each
 	$(PYTEST) -m "not slow"
+
+test-browser: $(VENV)/.ready ## the report's page in headless Chromium (skipped with a message where there is none)
+	-@$(BIN)/python -c "import selenium" 2>/dev/null || $(BIN)/python -m pip install --quiet -c constraints.txt "selenium>=4.30"
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -rs tests/browser
+
+test-ray: $(VENV)/.ready ## builds on a real Ray cluster of three nodes on this machine (installs Ray, 270 MB; several minutes)
+	-@$(BIN)/python -c "import ray" 2>/dev/null || $(BIN)/python -m pip install --quiet -c constraints.txt "ray>=2.57"
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -rs tests/curation/test_cluster.py
 
 test-vllm: $(VLLM_VENV)/.ready ## synthesis with vLLM on a CPU, in an environment of its own under build/vllm (2.5 GB; several minutes)
 	PYTHONPATH=.:tests:tests/with_vllm $(VLLM_VENV)/bin/python -m pytest -q -s -o filterwarnings=default -W default tests/with_vllm

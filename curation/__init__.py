@@ -11,7 +11,7 @@ _FROM = {
     **dict.fromkeys(
         ("build", "clean", "diff", "dry_run", "export", "index_add", "index_remove", "index_show", "index_verify"), "curation.verbs"
     ),
-    **dict.fromkeys(("init", "inspect", "remix", "show", "signatures", "verify", "why"), "curation.verbs"),
+    **dict.fromkeys(("init", "inspect", "remix", "report", "show", "signatures", "verify", "why"), "curation.verbs"),
     **dict.fromkeys(("Recipe", "load"), "curation.recipe"),
     "Manifest": "mixing.manifest",
     "UserError": "mixing",

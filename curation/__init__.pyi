@@ -12,6 +12,7 @@ from curation.verbs import index_verify as index_verify
 from curation.verbs import init as init
 from curation.verbs import inspect as inspect
 from curation.verbs import remix as remix
+from curation.verbs import report as report
 from curation.verbs import show as show
 from curation.verbs import signatures as signatures
 from curation.verbs import verify as verify

@@ -24,8 +24,9 @@ from curation.engine import Engine
 from curation.live import MEMBER
 from curation.ranking import lots
 from curation.step import Add, Keep, Step, Top, fate_of
-from curation.steps import ALIVE, State, frame, numbers, signal_values, start
+from curation.steps import ALIVE, Fates, State, frame, numbers, signal_values, start
 from curation.tokenized import TokenIds, tokenize
+from curation.whole import save, save_all, whole
 from mixing.canonical import canonical_json
 from mixing.draws import Documents
 from mixing.manifest import NO_COMPONENT, Holdout
@@ -74,9 +75,9 @@ def measure(shard: Shard, mixture: Mixture, steps: list[Step], state: State) -> 
     candidates = Documents(shard.rows()[planned], shard.contents()[planned], component[planned], tokens[planned])._asdict()
     candidates |= {f"values.{by}": numbers(shard, by, planned, state) for by in mixture.ordered_by()}
     del candidates["values"]
-    np.savez(state.scratch / f"{shard.name}.candidates.npz", **candidates)
-    np.save(state.scratch / f"{shard.name}.component.npy", component)
-    np.save(state.scratch / f"{shard.name}.tokens.npy", np.where(counted, tokens, -1))
+    save_all(state.scratch / f"{shard.name}.candidates.npz", **candidates)
+    save(state.scratch / f"{shard.name}.component.npy", component)
+    save(state.scratch / f"{shard.name}.tokens.npy", np.where(counted, tokens, -1))
     return Measured(int(alive.sum()), int((alive & (component == NO_COMPONENT)).sum()), int(held.sum()))
 
 
@@ -122,7 +123,7 @@ def place_planned(shard: Shard, planned: Path, state: State) -> Placed:
     positions = np.flatnonzero(np.isin(rows, np.load(planned, mmap_mode="r")))
     positions = positions[np.argsort(rows[positions])]
     for name, values in (("rows", rows[positions]), ("positions", positions)):
-        np.save(state.scratch / f"{shard.name}.planned.{name}.npy", values)
+        save(state.scratch / f"{shard.name}.planned.{name}.npy", values)
     return Placed(shard, len(positions), *((int(rows[positions[0]]), int(rows[positions[-1]])) if len(positions) else (0, -1)))
 
 
@@ -274,13 +275,8 @@ def _survivors(shard: Shard, key: str, positions: Positions, state: State) -> li
     return named
 
 
-def pool_part(shard: Shard, reasons: Reasons, state: State) -> tuple[int, int]:
-    """A shard's records, usable or not, as pool rows into the scratch room, sorted by row: (first row, last row)."""
-    fates, held = start(shard, state)
-    schema = pool_schema(
-        [pa.field(name, kind) for name, kind in state.columns.items()],
-        [pa.field(name, placed.type) for name, placed in state.signals.items()],
-    )
+def _why(shard: Shard, fates: Fates, reasons: Reasons, state: State) -> tuple[list[str | None], list[str | None]]:
+    """(reason, evidence) of every document of a shard that was dropped."""
     reason: list[str | None] = [None] * shard.documents
     evidence: list[str | None] = [None] * shard.documents
     for fate in np.unique(fates[fates != ALIVE]).tolist():
@@ -288,6 +284,17 @@ def pool_part(shard: Shard, reasons: Reasons, state: State) -> tuple[int, int]:
         why = reasons.reason(fate)
         for position, found in zip(positions.tolist(), reasons.evidence(fate, shard, positions, state), strict=True):
             reason[position], evidence[position] = why, found
+    return reason, evidence
+
+
+def pool_part(shard: Shard, reasons: Reasons, state: State) -> tuple[int, int]:
+    """A shard's records, usable or not, as pool rows into the scratch room, sorted by row: (first row, last row)."""
+    fates, held = start(shard, state)
+    schema = pool_schema(
+        [pa.field(name, kind) for name, kind in state.columns.items()],
+        [pa.field(name, placed.type) for name, placed in state.signals.items()],
+    )
+    reason, evidence = _why(shard, fates, reasons, state)
     tokens = np.load(state.scratch / f"{shard.name}.tokens.npy")
     table = shard.read(["key", "content", "bytes", *(f"column.{name}" for name in shard.columns)])
     columns: dict[str, Any] = {
@@ -312,10 +319,14 @@ def pool_part(shard: Shard, reasons: Reasons, state: State) -> tuple[int, int]:
         columns[name] = signal_values(shard, name, state).take(pa.array(place, mask=place < 0))
     usable = _as_table(columns, shard.documents, schema)
     unusable = _quarantined(shard, schema)
-    whole = pa.concat_tables([usable, unusable]).sort_by("row").combine_chunks()
-    with pa.OSFile(str(state.scratch / f"{shard.name}.pool.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        writer.write_table(whole)
-    rows = whole["row"].to_numpy()
+    merged = pa.concat_tables([usable, unusable]).sort_by("row").combine_chunks()
+    with (
+        whole(state.scratch / f"{shard.name}.pool.arrow") as path,
+        pa.OSFile(str(path), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as writer,
+    ):
+        writer.write_table(merged)
+    rows = merged["row"].to_numpy()
     return (int(rows[0]), int(rows[-1])) if len(rows) else (0, -1)
 
 

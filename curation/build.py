@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import secrets
 import shutil
 import time
 from dataclasses import asdict, dataclass
@@ -56,8 +57,8 @@ class Built:
 def build(recipe: Recipe, folder: Path, target: Path, run: Run, *, replace: bool = False) -> Built:
     """Builds the manifest of `recipe`, whose paths start at `folder`, into `target`."""
     began = time.monotonic()
-    work = Work(run.work)
-    with work.locked(), Engine(run.workers, run.memory) as engine:
+    work = Work(run.work, secrets.token_hex(4))
+    with work.locked(), _engine(run) as engine:
         try:
             return _build(recipe, folder, target, run, replace, work, engine, began)
         except KeyboardInterrupt:
@@ -71,6 +72,14 @@ def build(recipe: Recipe, folder: Path, target: Path, run: Run, *, replace: bool
                 raise
             shutil.rmtree(work.root / "scratch", ignore_errors=True)  # room for whoever has to make some
             raise _no_room(work.root, target, engine.journal.phase) from None
+
+
+def _engine(run: Run) -> Engine:
+    if run.ray is None:
+        return Engine(run.workers, run.memory)
+    from curation.cluster import Cluster
+
+    return Cluster(run.ray, run.workers, run.memory, run.work)
 
 
 def _no_room(work: Path, target: Path, phase: str) -> UserError:
@@ -93,7 +102,7 @@ def _build(recipe: Recipe, folder: Path, target: Path, run: Run, replace: bool, 
     if (digest := _unchanged(resolved, target, work)) is not None:
         (work.room("builds") / f"{resolved.key}.json").touch()  # `curate clean` goes by when a build was last wanted
         return Built(target, digest, True, time.monotonic() - began, {}, {}, [])
-    engine.journal.open(work.root / "log", resolved.key, workers=run.workers, memory=run.memory)
+    engine.journal.open(work.root / "log", resolved.key, workers=engine.memory.workers, memory=run.memory)
     _refuse_target(target, replace=replace)
     encoder = Encoder.open(resolved.tokenizer)
     corpus = read_corpus(resolved.sources, tuple(recipe.clean), work, engine)
@@ -117,7 +126,7 @@ def _build(recipe: Recipe, folder: Path, target: Path, run: Run, replace: bool, 
         with engine.phase("finish"):
             digest = writer.finish(
                 _header(resolved, corpus, decided, measured, used, planned),
-                _provenance(resolved, encoder.name, run, began) | _counted(corpus, decided, synthesized),
+                _provenance(resolved, encoder.name, run, engine.memory.workers, began) | _counted(corpus, decided, synthesized),
             )
     write_json(work.room("builds") / f"{resolved.key}.json", _record(digest, corpus, decided, work))
     warnings = [
@@ -206,7 +215,7 @@ def _dropped(fates: dict[int, int], steps: list[Step]) -> list[dict[str, Any]]:
     return [{"step": step, "rule": rule[step], "documents": count} for step, count in sorted(by_step.items())]
 
 
-def _provenance(resolved: Resolved, encoder: str, run: Run, began: float) -> dict[str, Any]:
+def _provenance(resolved: Resolved, encoder: str, run: Run, workers: int, began: float) -> dict[str, Any]:
     packages = ("tilth", "polars", "pyarrow", "numpy", "numba", "fasttext", "tokenizers", "fastokens")
     return {
         "built_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -219,7 +228,7 @@ def _provenance(resolved: Resolved, encoder: str, run: Run, began: float) -> dic
         "work": str(run.work.resolve()),
         "build": resolved.key,
         "roots": {source.name: str(source.root) for source in resolved.sources},
-        "workers": run.workers,
+        "workers": workers,
     }
 
 

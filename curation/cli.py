@@ -61,9 +61,9 @@ def main() -> None:
 @answers
 def init(paths: tuple[str, ...], output: Path, base: str | None, replace: bool) -> None:
     """Look at files, folders, patterns or URLs and write a commented recipe for them that builds as it is."""
-    from curation import report, verbs
+    from curation import terminal, verbs
 
-    click.echo(report.started(verbs.init(paths, output, base, replace=replace)))
+    click.echo(terminal.started(verbs.init(paths, output, base, replace=replace)))
 
 
 @main.command()
@@ -74,6 +74,12 @@ def init(paths: tuple[str, ...], output: Path, base: str | None, replace: bool) 
 @click.option("--workers", type=click.IntRange(min=1), help="Processes [default: one a core].")
 @click.option(
     "--memory", type=click.FloatRange(min=0, min_open=True), metavar="GB", help="What all processes together may hold [default: no limit]."
+)
+@click.option(
+    "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Processes of this machine, or a Ray cluster."
+)
+@click.option(
+    "--ray-address", envvar="RAY_ADDRESS", show_envvar=True, metavar="HOST:PORT", help="The cluster [default: one of this machine alone]."
 )
 @click.option("--root", "roots", multiple=True, metavar="NAME=PATH", help="Where the files named NAME:… lie.")
 @click.option("--replace", is_flag=True, help="Replace another manifest in the output folder.")
@@ -86,19 +92,23 @@ def build(
     work: Path | None,
     workers: int | None,
     memory: float | None,
+    engine: str,
+    ray_address: str | None,
     roots: tuple[str, ...],
     replace: bool,
     dry_run: bool,
 ) -> None:
     """Build the manifest of RECIPE. KEY=VALUE sets one value of the recipe, as in mixture.stages.0.tokens=2M."""
-    from curation import report, verbs
+    from curation import terminal, verbs
     from curation.engine import default_workers
 
-    how: dict[str, Any] = {"work": work, "workers": workers or default_workers(), "memory": memory, "roots": _roots(roots)}
+    ray = None if engine == "local" else ray_address or "local"
+    most = default_workers() if ray is None or dry_run else 0
+    how: dict[str, Any] = {"work": work, "workers": workers or most, "memory": memory, "roots": _roots(roots)}
     if dry_run:
-        click.echo(report.dry_run(verbs.dry_run(recipe, *overrides, **how)))
+        click.echo(terminal.dry_run(verbs.dry_run(recipe, *overrides, **how)))
     else:
-        click.echo(report.built(verbs.build(recipe, *overrides, output=output, replace=replace, **how)))
+        click.echo(terminal.built(verbs.build(recipe, *overrides, output=output, ray=ray, replace=replace, **how)))
 
 
 def _roots(roots: tuple[str, ...]) -> dict[str, str]:
@@ -127,11 +137,11 @@ def _roots(roots: tuple[str, ...]) -> dict[str, str]:
 @answers
 def clean(work: Path, days: float, dry_run: bool, yes: bool) -> None:
     """Remove from the work directory what no recent build refers to; it is made anew when it is wanted."""
-    from curation import report
+    from curation import terminal
     from curation.sweep import survey, sweep
 
     found = survey(work, days)
-    click.echo(report.rooms(found))
+    click.echo(terminal.rooms(found))
     if dry_run or all(entry.used for entries in found.values() for entry in entries):
         return
     if not yes and not (sys.stdin.isatty() and click.confirm("Remove what no build refers to?", err=True)):
@@ -150,11 +160,11 @@ work_option = click.option("--work", type=click.Path(path_type=Path), help="The 
 @answers
 def inspect(manifest: Path, as_json: bool) -> None:
     """Show what MANIFEST holds: asked against realised tokens, epochs, cuts, and the documents left after each step."""
-    from curation import report
+    from curation import terminal
     from mixing.manifest import Manifest
 
     opened = Manifest.open(manifest)
-    click.echo(report.as_json(report.facts(opened)) if as_json else report.inspect(opened))
+    click.echo(terminal.as_json(terminal.facts(opened)) if as_json else terminal.inspect(opened))
 
 
 @main.command()
@@ -163,11 +173,11 @@ def inspect(manifest: Path, as_json: bool) -> None:
 @answers
 def verify(manifest: Path, as_json: bool) -> None:
     """Re-read everything in MANIFEST and prove its counts; exit code 1 if anything is wrong."""
-    from curation import report
+    from curation import terminal
     from mixing.audit import verify as audit
 
     findings = list(audit(manifest))
-    click.echo(report.as_json([finding._asdict() for finding in findings]) if as_json else report.verified(findings))
+    click.echo(terminal.as_json([finding._asdict() for finding in findings]) if as_json else terminal.verified(findings))
     if not all(finding.ok for finding in findings):
         sys.exit(1)
 
@@ -204,6 +214,28 @@ def why(manifest: Path, document: str | None, text: str | None, work: Path | Non
         raise UserError("why: name a document by row, key or origin, or give --text; one of them")
     for found in explain.why(Manifest.open(manifest), document, text, work):
         click.echo(found)
+
+
+@main.command("report")
+@manifest_argument
+@click.argument("runs", metavar="[RUN]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("report.html"),
+    show_default=True,
+    help="The page to write.",
+)
+@click.option("--verify", "prove", is_flag=True, help="Prove everything first, as `curate verify` does, and say so on the page.")
+@work_option
+@answers
+def report_page(manifest: Path, runs: tuple[Path, ...], output: Path, prove: bool, work: Path | None) -> None:
+    """Write one self-contained HTML page about MANIFEST for a person to decide by, with the curves of each RUN trained on it. Texts need the work directory."""
+    from curation import verbs
+
+    written = verbs.report(manifest, runs, output, verify=prove, work=work)
+    click.echo(f"{written}: {written.stat().st_size / 1e6:.2f} MB")
 
 
 @main.command()
@@ -289,11 +321,11 @@ def verify_index(folder: Path, workers: int | None) -> None:
 @answers
 def diff(a: Path, b: Path, as_json: bool) -> None:
     """Show what differs between two manifests: recipe, inputs, rules, tokens, documents gained and lost, order."""
-    from curation import differences, report
+    from curation import differences, terminal
     from mixing.manifest import Manifest
 
     one, other = Manifest.open(a), Manifest.open(b)
-    click.echo(report.as_json(differences.facts(one, other)) if as_json else differences.diff(one, other))
+    click.echo(terminal.as_json(differences.facts(one, other)) if as_json else differences.diff(one, other))
 
 
 @main.command()
@@ -306,12 +338,12 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
 @answers
 def remix(manifest: Path, mixture: Path, output: Path, consumed: int | None, roots: tuple[str, ...], replace: bool) -> None:
     """Plan a new MIXTURE from the documents in MANIFEST, without their texts; in the middle of a run nothing trained is planned again."""
-    from curation import report
+    from curation import terminal
     from curation.remix import remix as remix_manifest
     from mixing.manifest import Manifest
 
     click.echo(
-        report.remixed(remix_manifest(Manifest.open(manifest), mixture, output, consumed=consumed, replace=replace, roots=_roots(roots)))
+        terminal.remixed(remix_manifest(Manifest.open(manifest), mixture, output, consumed=consumed, replace=replace, roots=_roots(roots)))
     )
 
 
@@ -323,11 +355,11 @@ def remix(manifest: Path, mixture: Path, output: Path, consumed: int | None, roo
 @answers
 def export(manifest: Path, to: Any, output: Path, compression: Any) -> None:
     """Write the plan of MANIFEST for another trainer: the same sequences in the same order."""
-    from curation import report
+    from curation import terminal
     from mixing.export import export as export_plan
     from mixing.manifest import Manifest
 
     opened = Manifest.open(manifest)
-    with report.bar("export", opened.sequences) as advance:
+    with terminal.bar("export", opened.sequences) as advance:
         made = export_plan(opened, to, output, compression=compression, advance=advance)
-    click.echo(report.exported(made))
+    click.echo(terminal.exported(made))

@@ -208,7 +208,7 @@ def _told_inputs(name: str, change: dict[str, list[str]]) -> str:
 
 def _columns(title: str, names: tuple[str, ...], pairs: dict[str, list[dict[str, int]]]) -> str:
     """A row for each thing, `a -> b` where a value changed."""
-    from curation.report import table
+    from curation.terminal import table
 
     if not pairs:
         return ""
@@ -220,7 +220,7 @@ def _columns(title: str, names: tuple[str, ...], pairs: dict[str, list[dict[str,
 
 
 def _rows(title: str, pairs: dict[str, list[int]]) -> str:
-    from curation.report import table
+    from curation.terminal import table
 
     if not pairs:
         return ""

@@ -28,6 +28,7 @@ class Measured(NamedTuple):
     similar: float
     short: float
     general: str | None  # what says that it resembles the text of a base model
+    known: float  # the share of its texts that earlier sources have
 
 
 class Chosen(NamedTuple):
@@ -45,7 +46,7 @@ def draft(name: str, sources: list[Measured], found: Found, chosen: Chosen) -> s
     lines = [
         *_head(name),
         "",
-        f"name: {cleaned_name(name)}",
+        f"name: {_quoted(cleaned_name(name))}",
         "version: 1",
         "seed: 17                      # decides the hold-out, the order of documents and every sample",
         f"# {chosen.why}",
@@ -84,26 +85,28 @@ def _source(one: Measured) -> list[str]:
     comment.append(", ".join(f"{code} {share:.0%}" for code, share in one.spoken if share >= 0.01) or "no language told")
     if one.similar:
         comment.append(f"{one.copies:.1%} copies and {one.similar - one.copies:.1%} near-copies among {len(source.texts):,} texts")
-    lines = [f"  # {'; '.join(comment)}", f"  {source.name}:"]
+    if one.known:
+        comment.append(f"{one.known:.1%} of its texts stand in earlier sources")
+    lines = [f"  # {'; '.join(comment)}", f"  {_quoted(source.name)}:"]
     lines += (
         [f"    files: {_quoted(source.patterns[0])}"]
         if len(source.patterns) == 1
         else ["    files:", *(f"      - {_quoted(one)}" for one in source.patterns)]
     )
+    column = source.text.strip('"')
     others = [
         f"{name} {length:,}"
         for name, length in sorted(source.lengths.items(), key=lambda item: -item[1])
-        if name not in (source.text, source.key, *source.values, *LICENCE_NAMES) and length * 20 > source.lengths.get(source.text, 0)
+        if name not in (column, source.key, *source.values, *LICENCE_NAMES) and length * 20 > source.lengths.get(column, 0)
     ]
     if source.form in ("lines", "parquet", "arrow", "delimited"):
-        measured = (
-            f"characters on average: {source.lengths[source.text]:,}" if source.text in source.lengths else "question and answer in one"
-        )
+        length = source.lengths.get(column)
+        measured = f"characters on average: {length:,}" if length else "an expression of columns" if "||" in column else "short texts"
         lines.append(f"    text: {_quoted(source.text)}    # {measured}{'; other texts: ' + ', '.join(others) if others else ''}")
     if source.key:
         lines.append(f"    key: {_quoted(source.key)}    # every value its own in the sample")
     lines += _licence(source)
-    more = [name for name in source.columns if name not in (source.text, source.key, *LICENCE_NAMES) and "||" not in source.text]
+    more = [name for name in source.columns if name not in (column, source.key, *LICENCE_NAMES)]
     if more and source.form in ("lines", "parquet", "arrow", "delimited"):
         said = [f"{name} = {source.values[name]}" if name in source.values else name for name in more[:12]]
         lines.append(f"    # columns: [...] carries into the pool: {', '.join(said)}")
@@ -202,12 +205,12 @@ def _holdout(sources: list[Measured]) -> list[str]:
 def _mixture(sources: list[Measured], chosen: Chosen) -> list[str]:
     length = chosen.sequence_length
     why = f"the base model's context is {chosen.longest:,}" if chosen.longest else "at most your model's context"
-    width = max(len(one.source.name) for one in sources) + 1
+    width = max(len(_quoted(one.source.name)) for one in sources) + 1
     return [
         "mixture:",
         f"  sequence_length: {length}    # {why}; longer documents are cut, every cut is counted",
         "  components:",
-        *(f"    {one.source.name + ':':{width}} \"source = '{one.source.name}'\"" for one in sources),
+        *(f"    {_quoted(one.source.name) + ':':{width}} \"source = '{one.source.name}'\"" for one in sources),
         "  stages:",
         "    # Every document once, in random order.",
         "    - {name: main, tokens: all, weights: {strategy: concatenate}}",
@@ -241,7 +244,7 @@ def _weighted(sources: list[Measured], chosen: Chosen) -> list[str]:
     total = sum(rounded.values())
     fits = [one.tokens / (rounded[one.source.name] / total) for one in sources if one.tokens]
     budget = _rounded(HEADROOM * min(fits)) if fits else 0
-    weights = ", ".join(f"{name}: {share:g}" for name, share in rounded.items())
+    weights = ", ".join(f"{_quoted(name)}: {share:g}" for name, share in rounded.items())
     return [*lines, f"    # - {{name: main, tokens: {budget}, weights: {{{weights}}}}}"]
 
 

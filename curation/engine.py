@@ -1,4 +1,4 @@
-"""Runs pure functions over shards on local processes.
+"""Runs pure functions over shards on local processes; `curation.cluster` runs the same ones on Ray.
 
 A task is a module-level function and a tuple of picklable arguments; what it returns is small, because what it makes is a file under a name that follows from its
 arguments. So tasks may run anywhere, in any order, twice, or on fewer processes, and the result is the same. When a worker dies, the tasks under way are tried once more,
@@ -32,7 +32,7 @@ from mixing import UserError
 
 Result = TypeVar("Result")
 
-_ONE_THREAD = ("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS", "ARROW_IO_THREADS")
+ONE_THREAD = ("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS", "ARROW_IO_THREADS")
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,10 @@ class Run:
     """How and where a build runs. Nothing in it may change what is built, so nothing of it enters a key."""
 
     work: Path
-    workers: int = 1
+    workers: int = 1  # 0, on Ray alone: as many as the cluster has processors
     roots: dict[str, str] = field(default_factory=dict)
     memory: float | None = None  # GB, of all processes together
+    ray: str | None = None  # the address of a Ray cluster, `local` for one of this machine alone; None: processes of this machine
 
 
 class Engine:
@@ -71,18 +72,23 @@ class Engine:
         yield
         self.journal.done()
 
+    def places(self, processes: Callable[[], int | None]) -> int | None:
+        """How many processes may each have a model of which one fills a GPU; None for all, without GPUs. `processes` says it of this machine."""
+        return processes()
+
     def map(
         self, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], label: str, at_most: int | None = None
     ) -> list[Result]:
-        """The results in the order of `tasks`. `label` names the phase to the person who waits. `at_most`: of so many processes, which end with it."""
+        """The results in the order of `tasks`. `label` names the phase to the person who waits. `at_most`: of so many processes, which end with it (see `places`)."""
         with self.phase(label, len(tasks)):
             if self._workers == 1 or len(tasks) <= 1:
                 return [function(*task) for task in _progress(tasks, len(tasks), self.journal)]
-            results: dict[int, Result] = {}
             with self._limited(at_most):
-                for index, result in _progress(self._finished(function, tasks, label), len(tasks), self.journal):
-                    results[index] = result
-            return [results[index] for index in range(len(tasks))]
+                return self._collected(self._finished(function, tasks, label), len(tasks))
+
+    def _collected(self, finished: Iterator[tuple[int, Result]], total: int) -> list[Result]:
+        results = dict(_progress(finished, total, self.journal))
+        return [results[index] for index in range(total)]
 
     @contextmanager
     def _limited(self, workers: int | None) -> Iterator[None]:
@@ -126,7 +132,7 @@ class Engine:
             return self._submit(function, task, 1).result()
         except BrokenProcessPool:
             raise UserError(
-                f"{label}: a worker process died twice (killed, or out of memory) over {_task_name(task)}; "
+                f"{label}: a worker process died twice (killed, or out of memory) over {task_name(task)}; "
                 "what was finished is kept: run it again, with fewer --workers if memory was short"
             ) from None
         finally:
@@ -158,18 +164,23 @@ class Engine:
 
 
 def _start_worker(parent: int) -> None:
-    """A worker computes on one thread, leaves Ctrl-C to the build, and does not outlive it (Linux; elsewhere an orphan ends with its task)."""
-    for name in _ONE_THREAD:
+    """A worker computes on one thread, leaves Ctrl-C to the build, and does not outlive it."""
+    for name in ONE_THREAD:
         os.environ[name] = "1"
-    warnings.simplefilter("ignore")  # what is worth saying, the build says once
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    settle_in()
+    if sys.platform == "linux" and os.getppid() != parent:
+        os._exit(1)
+
+
+def settle_in() -> None:
+    """A process that runs tasks says no warning, for what is worth saying the build says once, and ends when its parent does (Linux; elsewhere an orphan ends with its task)."""
+    warnings.simplefilter("ignore")
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
 
 
-def _task_name(task: tuple[Any, ...]) -> str:
+def task_name(task: tuple[Any, ...]) -> str:
     return str(getattr(task[0], "name", task[0])) if task else "?"
 
 

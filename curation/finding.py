@@ -8,9 +8,9 @@ from glob import escape, glob
 from pathlib import Path
 
 from curation.engine import Engine
-from curation.remote import Place, Remote, is_url, list_files, parse_url
 from curation.work import Digests, Input, sha256_file, state_of
 from mixing import UserError
+from mixing.remote import Place, Remote, is_url, list_files, parse_url
 
 
 def natural(path: str) -> tuple[tuple[str | int, ...], str]:

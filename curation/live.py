@@ -29,12 +29,14 @@ from curation.dedup.minhash import MinhashConfig
 from curation.dedup.near import near_duplicates
 from curation.dedup.ranks import Ranks, rank
 from curation.dedup.repeats import REPEATS_VERSION, Repeated, RepeatsConfig, find_repeated, shares_in
-from curation.dedup.runs import FOREIGN
+from curation.dedup.runs import END, FOREIGN, Range, gather, ranges, write_run
 from curation.engine import Engine
 from curation.ranking import order_key
+from curation.whole import save, whole
 from curation.work import Work, key_of, write_json
 
 NEAR_VERSION = "2"
+NAME_TIMES = 8  # bytes of a name for a byte of its row
 
 
 DEDUP: dict[str, type[ExactConfig] | type[MinhashConfig]] = {"exact": ExactConfig, "minhash": MinhashConfig}
@@ -237,43 +239,98 @@ def _sort_keys(live: LiveShard, values: Callable[[Shard, Positions], npt.NDArray
     return order_key(values(live.shard, live.positions()), order)
 
 
-def _with_origins(found: list[Path], shards: list[LiveShard], members: list[Members], scratch: Path, engine: Engine) -> Path:
-    """A table of (row, origin, what MEMBER names) of every survivor, sorted by row, of which members have a number marked FOREIGN."""
-    rows = np.unique(np.concatenate([np.load(path, mmap_mode="r")["survivor"] for path in found] or [np.zeros(0, np.uint64)]))
-    wanted = scratch / "survivors.npy"
-    np.save(wanted, rows)
-    parts = engine.map(_origins_in, [(live.shard, wanted) for live in shards], "name survivors")
+class Named(NamedTuple):
+    """Survivors of one range of rows: a table of (row, origin, what MEMBER names), sorted by row, of which members have a number marked FOREIGN."""
+
+    range: Range
+    path: Path
+
+
+def _with_origins(found: list[Path], shards: list[LiveShard], members: list[Members], scratch: Path, engine: Engine) -> list[Named]:
+    """The names of all survivors, range by range of their rows: which are wanted is gathered from the shards that name them, and what they are called from those that hold them."""
+    run = partial(engine.map, label="name survivors")
+    rows = run(_survivors_in, [(path, scratch / f"rows-{number}.npy") for number, path in enumerate(found)])
+    cuts = ranges(rows, engine.memory.range_bytes() // NAME_TIMES)
+    wanted = run(_distinct, [(rows, cut, scratch / f"wanted-{number}.npy") for number, cut in enumerate(cuts)])
+    asked = list(zip(cuts, wanted, strict=True))
+    parts = run(_origins_in, [(live.shard, asked, scratch / f"origins-{number}.arrow") for number, live in enumerate(shards)])
     if members:
-        parts += engine.map(_members_in, [(part, wanted) for part in members], "name members of the index")
-    table = pa.concat_tables([NAMED.empty_table(), *parts], promote_options="default").sort_by("row")
-    path = scratch / "survivors.arrow"
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
+        tasks = [(part, asked, scratch / f"members-{number}.arrow") for number, part in enumerate(members)]
+        parts += engine.map(_members_in, tasks, "name members of the index")
+    return run(_merged, [(parts, cut, scratch / f"survivors-{number}.arrow") for number, cut in enumerate(cuts)])
+
+
+def _survivors_in(found: Path, path: Path) -> Path:
+    return write_run(path, [np.unique(np.load(found)["survivor"])])
+
+
+def _distinct(rows: list[Path], cut: Range, path: Path) -> Path:
+    return save(path, np.unique(gather(rows, *cut, 1)[0]))
+
+
+def _asked_of(rows: Rows, asked: list[tuple[Range, Path]]) -> Positions:
+    """The positions of those rows that are asked for."""
+    there = np.zeros(len(rows), np.bool_)
+    for (low, high), wanted in asked:
+        if len(rows) and int(rows.max()) >= low and int(rows.min()) < high:
+            there |= np.isin(rows, np.load(wanted))
+    return np.flatnonzero(there)
+
+
+def _origins_in(shard: Shard, asked: list[tuple[Range, Path]], path: Path) -> Path:
+    rows = shard.rows()
+    positions = _asked_of(rows, asked)
+    return _write_names(path, {"row": pa.array(rows[positions]), "origin": pa.array(shard.origins(positions), pa.large_string())})
+
+
+def _members_in(members: Members, asked: list[tuple[Range, Path]], path: Path) -> Path:
+    rows = members.rows() | FOREIGN
+    positions = _asked_of(rows, asked)
+    named = {name: members.column(name, positions) for name in ("origin", "source", "key")}
+    index = pa.array([members.path.parent.name] * len(positions), pa.large_string())
+    return _write_names(path, {"row": pa.array(rows[positions]), "index": index, **named})
+
+
+def _write_names(path: Path, columns: dict[str, pa.Array]) -> Path:
+    """A table of NAMED, sorted by row; a column that is not given is null."""
+    table = pa.concat_tables([NAMED.empty_table(), pa.table(columns)], promote_options="default").sort_by("row").combine_chunks()
+    with whole(path) as temporary, pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, NAMED) as writer:
+        writer.write_table(table.cast(NAMED))
     return path
 
 
-def _origins_in(shard: Shard, wanted: Path) -> pa.Table:
-    rows = shard.rows()
-    positions = np.flatnonzero(np.isin(rows, np.load(wanted)))
-    return pa.table({"row": pa.array(rows[positions]), "origin": pa.array(shard.origins(positions), pa.large_string())})
+def _names(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all()
 
 
-def _members_in(members: Members, wanted: Path) -> pa.Table:
-    rows = members.rows() | FOREIGN
-    positions = np.flatnonzero(np.isin(rows, np.load(wanted)))
-    named = {name: members.column(name, positions) for name in ("origin", "source", "key")}
-    index = pa.array([members.path.parent.name] * len(positions), pa.large_string())
-    return pa.table({"row": pa.array(rows[positions]), "index": index, **named})
+def _merged(parts: list[Path], cut: Range, path: Path) -> Named:
+    found = {field.name: [pa.array([], field.type)] for field in NAMED}
+    for part in parts:
+        table = _names(part)
+        rows = table["row"].to_numpy()
+        first = int(np.searchsorted(rows, np.uint64(cut[0])))
+        last = len(rows) if cut[1] >= END else int(np.searchsorted(rows, np.uint64(cut[1])))
+        for name, chunks in found.items():
+            chunks += table[name].slice(first, last - first).chunks
+    return Named(cut, _write_names(path, {name: pa.concat_arrays(chunks) for name, chunks in found.items()}))
 
 
-def _write_survivors(live: LiveShard, found: Path, survivors: Path, key: str, kind: pa.StructType) -> int:
+def _write_survivors(live: LiveShard, found: Path, survivors: list[Named], key: str, kind: pa.StructType) -> int:
     matches = np.load(found)
     mask = np.load(live.mask)
-    with pa.memory_map(str(survivors)) as source:
-        named = pa.ipc.open_file(source).read_all()
+    order = np.argsort(matches["survivor"], kind="stable")
+    parts = [NAMED.empty_table()]
+    for (low, high), path in survivors:
+        rows = matches["survivor"][order]
+        first = int(np.searchsorted(rows, np.uint64(low)))
+        last = len(rows) if high >= END else int(np.searchsorted(rows, np.uint64(high)))
+        if last > first:
+            table = _names(path)
+            parts.append(table.take(pa.array(np.searchsorted(table["row"].to_numpy(), rows[first:last]))))
+    named, matches = pa.concat_tables(parts), matches[order]
     place = np.full(len(mask), -1, np.int64)
     place[live.positions()[matches["position"]]] = np.arange(len(matches))
-    named = named.take(pa.array(np.searchsorted(named["row"].to_numpy(), matches["survivor"])))
     row = pa.array(matches["survivor"], mask=matches["survivor"] >= FOREIGN)
     columns = [row, pa.array(matches["similarity"]), *(pc.cast(named[field.name].combine_chunks(), field.type) for field in list(kind)[2:])]
     values = pa.StructArray.from_arrays(columns, fields=list(kind))

@@ -22,9 +22,10 @@ import numpy as np
 import pyarrow as pa
 
 from curation.corpus import Mask, Positions, Rows, Shard, read_sidecar, sidecar_path
-from curation.dedup.runs import gather, ranges, write_run
+from curation.dedup.runs import gather, open_run, ranges, write_run
 from curation.dedup.store import sparse
 from curation.engine import Engine
+from curation.whole import save
 from curation.work import Work
 from mixing import UserError
 
@@ -191,7 +192,14 @@ def gone(shards: list[Dropped], removals: list[Removal], records: int, folder: P
     lost, following, named = folder / "lost.npy", folder / "following.npy", folder / "named.npy"
     for path, kind in ((lost, np.uint8), (following, np.uint64), (named, np.uint8)):
         sparse(path, kind, records + 1)  # the last stands for all that are elsewhere
-    engine.map(_mark, [(one, removals, lost, following) for one in shards], "follow duplicates")
+    marked = engine.map(_mark, [(one, removals, folder / f"{one.shard.name}.marks.npy") for one in shards], "follow duplicates")
+    what, survivor = np.load(lost, mmap_mode="r+"), np.load(following, mmap_mode="r+")
+    for path in marked:
+        rows, fates, survivors = open_run(path)
+        what[rows], survivor[rows] = fates, np.minimum(survivors, np.uint64(records))
+        path.unlink()
+    what.flush()
+    survivor.flush()
     found = engine.map(_follow, [(one, removals, lost, following) for one in shards], "follow duplicates")
     groups = {}
     for removal in removals:
@@ -203,15 +211,14 @@ def gone(shards: list[Dropped], removals: list[Removal], records: int, folder: P
     return Gone(found, groups)
 
 
-def _mark(dropped: Dropped, removals: list[Removal], lost: Path, following: Path) -> None:
-    """Task: what became of each document of a shard, and the survivor of each duplicate. Rows are unique, so no two tasks write one place."""
-    fates, rows = np.load(dropped.fates), dropped.shard.rows()
-    what, survivor = np.load(lost, mmap_mode="r+"), np.load(following, mmap_mode="r+")
-    what[rows] = np.where(fates == ALIVE, LEFT, DROPPED)
+def _mark(dropped: Dropped, removals: list[Removal], path: Path) -> Path:
+    """Task: the run (row, what became of it, the survivor of a duplicate) of the documents of a shard."""
+    rows = dropped.shard.rows()
+    what, survivor = np.where(np.load(dropped.fates) == ALIVE, LEFT, DROPPED).astype(np.uint64), np.zeros(len(rows), np.uint64)
     for removal in removals:
         positions, survivors = dropped.by(removal)
-        what[rows[positions]] = DUPLICATE
-        survivor[rows[positions]] = np.minimum(survivors, np.uint64(len(what) - 1))
+        what[positions], survivor[positions] = DUPLICATE, survivors
+    return write_run(path, [rows, what, survivor])
 
 
 def _follow(dropped: Dropped, removals: list[Removal], lost: Path, following: Path) -> dict[int, int]:
@@ -228,7 +235,7 @@ def _follow(dropped: Dropped, removals: list[Removal], lost: Path, following: Pa
             rows[on] = survivor[rows[on]]
         away = what[rows] != LEFT
         counts[removal.step] = int(away.sum())
-        np.save(_gone_path(dropped, removal), np.unique(first[away]))
+        save(_gone_path(dropped, removal), np.unique(first[away]))
     return counts
 
 

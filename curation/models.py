@@ -32,12 +32,12 @@ from curation.formats import ACCEPTED, FORMATS, format_of, readers_of, true_form
 from curation.formats.records import Fields, Record, records_of
 from curation.holdout import Drawn, draw, held_contents, texts_of
 from curation.memory import Memory
-from curation.remote import Place, on_disk
 from curation.signals import SIGNALS, Columns, ModelFile, ModelFolder, Reference, Sample
 from curation.tokens import HUB_NAME, hub_folder
 from curation.work import Digests, Work, folder_atomic, key_of, sha256_folder
 from mixing import UserError
 from mixing.canonical import canonical_json
+from mixing.remote import Place, on_disk
 
 TEXT = "text"
 METRICS = "metrics.json"

@@ -19,16 +19,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import orjson
+import xxhash
 
 from curation.clean import has_visible
 from curation.finding import locate, natural
 from curation.formats import ENDINGS, FORMATS, PACKED, format_of, readers_of, streams, true_format
 from curation.formats.records import Fields, Record, in_chunks, records_of
-from curation.remote import Place, Remote, is_url
 from curation.sampling import spread_records
-from curation.selection import Choice, select
+from curation.selection import Choice, is_expression, names_in, select
 from curation.signals.contamination import ItemColumns
 from mixing import UserError
+from mixing.remote import Place, Remote, is_url
 
 LOOKED_AT, SAMPLED, MEASURED = 64, 4, 500
 STREAM_BYTES = 32 << 20  # of a compressed file, a quarter of it of a plain one: damage comes in clumps
@@ -80,6 +81,7 @@ class Prospect:
     text_bytes: int
     whole: bool  # whether the sample is everything
     texts: list[str] = field(repr=False)
+    contents: frozenset[int] = field(repr=False)  # hashes of all texts read
 
     @property
     def bytes(self) -> int:
@@ -257,7 +259,7 @@ def _kind(name: str, file: File, documented: bool) -> _Group | str:
     if points or _evaluating(file.below.parent):
         return _Group(name, form, "evaluation", ())
     known = next((one for one in TEXT_NAMES if one in names), None)
-    return _Group(name, form, "text", (known,) if known else tuple(sorted(names)))
+    return _Group(name, form, "text", (known,) if known else () if form == "lines" else tuple(sorted(names)))
 
 
 def _evaluating(folder: PurePosixPath) -> bool:
@@ -308,8 +310,8 @@ def _measured(group: _Group, files: list[File], beside: Path) -> Prospect:
     reads: list[Record] = []
     share = 0.0
     for file in some:
-        read, part = _sample(group.form, file, Fields(None if "||" in text else text, key, _extras(text, names)))
-        reads += _chosen(read, text, names)
+        read, part = _sample(group.form, file, Fields(None if is_expression(text) else text, key, _extras(text)))
+        reads += _chosen(read, text)
         share += part * file.size
     usable = [record.text for record in reads if record.text is not None and has_visible(record.text)]
     damaged = Counter(record.reason or "empty text" for record in reads if record.text is None or not has_visible(record.text))
@@ -331,6 +333,7 @@ def _measured(group: _Group, files: list[File], beside: Path) -> Prospect:
         text_bytes=round(sum(len(one.encode()) for one in usable) * scale),
         whole=len(some) == len(files) and scale < 1.001,
         texts=usable[:: max(1, len(usable) // MEASURED)],
+        contents=frozenset(xxhash.xxh3_64_intdigest(one.encode()) for one in usable),
     )
 
 
@@ -345,15 +348,15 @@ def _sample(form: str, file: File, fields: Fields) -> tuple[list[Record], float]
     return [one for one in found if one.position not in seen and not seen.add(one.position)], share  # type: ignore[func-returns-value]
 
 
-def _extras(text: str, names: list[str]) -> dict[str, str]:
-    return {name: "string" for name in names if re.search(rf"\b{re.escape(name)}\b", text)} if "||" in text else {}
+def _extras(text: str) -> dict[str, str]:
+    return dict.fromkeys(names_in(text, "text"), "string") if is_expression(text) else {}
 
 
-def _chosen(records: list[Record], text: str, names: list[str]) -> list[Record]:
+def _chosen(records: list[Record], text: str) -> list[Record]:
     """The records with the text that an expression makes of them."""
-    if "||" not in text:
+    if not is_expression(text):
         return records
-    columns = _extras(text, names)
+    columns = _extras(text)
     return list(records_of(select(in_chunks(records, len(columns)), Choice(columns, 0, text, None), ())))
 
 
@@ -383,9 +386,10 @@ def _text(lengths: dict[str, int], names: list[str]) -> str:
         return known
     question = next((name for name in ITEMS.question if name in lengths), None)
     answer = next((name for name in ITEMS.answer if name in lengths), None)
-    if question and answer and question.isidentifier() and answer.isidentifier():
+    if question and answer:
         return f"{question} || '\n' || {answer}"
-    return max(lengths, key=lambda name: lengths[name]) if lengths else next(iter(names), "text")
+    found = max(lengths, key=lambda name: lengths[name]) if lengths else next(iter(names), "text")
+    return '"' + found.replace('"', '""') + '"' if is_expression(found) else found
 
 
 def _key(columns: dict[str, list[Any]]) -> str | None:

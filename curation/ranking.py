@@ -16,6 +16,7 @@ import numpy.typing as npt
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from curation.whole import save
 from mixing.strategies.shares import TokenCount
 
 Keys = npt.NDArray[np.float64]
@@ -105,7 +106,7 @@ class Ranked(NamedTuple):
         order = np.lexsort((rows, keys))
         totals = np.cumsum(costs[order])
         for name, values in (("keys", keys[order]), ("rows", rows[order]), ("totals", totals)):
-            np.save(path.with_suffix(f".{name}.npy"), values)
+            save(path.with_suffix(f".{name}.npy"), values)
         return Ranked(path, len(order), int(totals[-1]) if len(order) else 0)
 
     def load(self, name: str) -> npt.NDArray[np.generic]:

@@ -30,7 +30,6 @@ from curation.holdout import HOLDOUT_VERSION, HoldoutConfig
 from curation.live import DEDUP, NEAR_VERSION
 from curation.models import Referenced, resolve_references, spelled_config
 from curation.ranking import TopConfig
-from curation.remote import Remote, on_disk
 from curation.rules import rule_schema
 from curation.signals import SIGNALS
 from curation.sources import ARROW_TYPES, SHARD_VERSION, Source, SourceConfig, resolve
@@ -44,6 +43,7 @@ from mixing import UserError, validated
 from mixing.learned import learn
 from mixing.plan import Mixture
 from mixing.pool import FORBIDDEN, POOL
+from mixing.remote import Remote, on_disk
 from mixing.strategies.measured import Found
 
 Identifier = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]*$")]

@@ -94,7 +94,7 @@ def parse(text: str, where: str, schema: pa.Schema, wanted: pl.DataType = RULE) 
     checked = _checked(json.loads(expression.meta.serialize(format="json")), _Rule(text, where, empty, reads))
     columns = [value.split(".")[0] for value in reads]
     _known(columns, text, where, schema)
-    expression = _expression(checked)
+    expression = expression_of(checked)
     try:
         dtype = empty.lazy().select(expression).collect_schema().dtypes()[0]
         _two_rows(empty).select(expression)
@@ -169,14 +169,15 @@ def _checked_function(payload: Any, rule: _Rule) -> Any:
     return _null_for_nan(made, rule)
 
 
-def _expression(node: Any) -> pl.Expr:
+def expression_of(node: Any) -> pl.Expr:
+    """The expression that a tree of `meta.serialize(format="json")` says."""
     return pl.Expr.deserialize(io.BytesIO(json.dumps(node).encode()), format="json")
 
 
 def _type_of(node: Any, rule: _Rule) -> pl.DataType:
     """The type of a part of the rule; Null where it has none, which the check of the whole will report."""
     try:
-        return rule.empty.lazy().select(_expression(node)).collect_schema().dtypes()[0]
+        return rule.empty.lazy().select(expression_of(node)).collect_schema().dtypes()[0]
     except pl.exceptions.PolarsError:
         return pl.Null()
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from curation.formats import FORMATS, streams
 from curation.formats.records import Fields, Record, records_of
-from curation.remote import Place
+from mixing.remote import Place
 
 SAMPLE_RECORDS = 500
 WINDOWS = 8

@@ -33,11 +33,11 @@ from curation.engine import Engine
 from curation.finding import hash_files, locate, natural
 from curation.formats import ACCEPTED, FORMATS, OPEN_ENDED, format_of, readers_of, true_format
 from curation.formats.records import EXCERPT, Chunk, Fields
-from curation.remote import Place
 from curation.selection import BUILT_IN, TYPES, Choice, is_expression, names_in, schema_of, select
 from curation.synthesis.config import SynthesizeConfig
 from curation.work import Digests, Input, Work, folder_atomic, key_of
 from mixing import UserError
+from mixing.remote import Place
 
 SHARD_VERSION = "3"
 CUT = 64 << 20

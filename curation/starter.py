@@ -11,14 +11,16 @@ import os
 import re
 from collections import Counter
 from dataclasses import dataclass
+from dataclasses import replace as replace_in
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
 
 from curation.dedup.minhash import PERMUTATIONS, signatures
 from curation.drafting import BYTE_TOKENIZER, FEW_WORDS, Chosen, Measured, draft
-from curation.prospect import Found, Prospect, prospect
+from curation.prospect import Aside, Found, Prospect, prospect
 from curation.recipe import load
 from curation.signals.heuristics import HeuristicsConfig
 from curation.signals.heuristics import compute as heuristics
@@ -28,6 +30,7 @@ from curation.tokens import HUB_NAME, Encoder, TokenizerConfig, resolve
 from mixing import UserError
 
 SEQUENCE_LENGTH, BASE_LENGTH = 2048, 4096
+FEW_TEXTS = 3
 SPOKEN = 200  # texts whose language is told
 ROWS = 8  # of a signature: 16 bands of 8 find a pair of similarity 0.8 with probability 0.95
 SIMILAR = round(0.8 * PERMUTATIONS)
@@ -53,7 +56,12 @@ def init(paths: list[str], output: Path, base: str | None = None, *, replace: bo
         raise UserError(f"-o {output}: no folder {output.parent}")
     found = prospect(paths, output.parent)
     chosen, encoder, remarks = _tokenizer(base, found, output.parent)
-    sources = [_measured(one, encoder) for one in found.sources]
+    sources, asides = _without_repeats([_measured(one, encoder) for one in found.sources])
+    if not sources:
+        raise UserError(f"init: {asides[0].files[0]}: {asides[0].why}; accepted: files with texts of their own")
+    found = replace_in(found, asides=[*found.asides, *asides])
+    if chosen.path == BYTE_TOKENIZER:
+        (output.parent / BYTE_TOKENIZER).write_bytes(byte_tokenizer())
     output.write_text(draft(Path(paths[0]).name, sources, found, chosen), encoding="utf-8")
     load(output)
     return Started(output, found, sources, remarks)
@@ -71,9 +79,10 @@ def _tokenizer(base: str | None, found: Found, beside: Path) -> tuple[Chosen, En
         why = "CHECK: it lies among the files. Every token count is of this tokenizer, so it has to be that of the model you train."
         remark = "the tokenizer is one that lies among the files: check that it is your model's, or name that with --base"
         return Chosen(found.tokenizers[0].written, eos, why, SEQUENCE_LENGTH, None), encoder, [remark]
-    path = beside / BYTE_TOKENIZER
-    path.write_bytes(byte_tokenizer())
-    eos, encoder = _opened(str(path))
+    with TemporaryDirectory() as room:
+        path = Path(room) / BYTE_TOKENIZER
+        path.write_bytes(byte_tokenizer())
+        eos, encoder = _opened(str(path))
     why = "REPLACE: no model was named, so a token is a byte here; a model's token is 3 to 5 of them. Name its folder, tokenizer.json or hub name."
     remark = f"no model was named: {path.name} counts bytes; put your model's tokenizer in its place, or name it with --base"
     return Chosen(BYTE_TOKENIZER, eos, why, SEQUENCE_LENGTH, None), encoder, [remark]
@@ -151,7 +160,26 @@ def _measured(source: Prospect, encoder: Encoder | None) -> Measured:
         _similar(arrow) / count,
         float(np.mean(words < FEW_WORDS)),
         _general(source),
+        0.0,
     )
+
+
+def _without_repeats(sources: list[Measured]) -> tuple[list[Measured], list[Aside]]:
+    """The sources with the share of their texts that earlier ones have, and those of which nothing would be left, which no mixture can weigh."""
+    taken: list[Measured] = []
+    asides: list[Aside] = []
+    seen: set[int] = set()
+    for one in sources:
+        contents = one.source.contents
+        known = len(contents & seen) / len(contents)
+        if one.source.whole and known == 1:
+            asides.append(Aside(one.source.patterns, "every text of it stands in an earlier source"))
+        elif one.source.whole and one.similar and (1 - one.similar) * len(one.source.texts) < FEW_TEXTS:
+            asides.append(Aside(one.source.patterns, f"of its {one.source.documents:,} texts hardly any is left without copies"))
+        else:
+            seen |= contents
+            taken.append(one._replace(known=known))
+    return taken, asides
 
 
 def _similar(texts: pa.LargeStringArray) -> int:

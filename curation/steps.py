@@ -37,6 +37,7 @@ from curation.state import Placed
 from curation.state import State as State
 from curation.step import Add, Keep, Step, Top, fate_of
 from curation.tokenized import tokenize
+from curation.whole import save
 from curation.work import key_of
 
 GIVEN_UP = "that might be alike were not compared, because more than 10,000 documents that stay share one rare shingle; some near-duplicates among them may have stayed"
@@ -109,12 +110,17 @@ def advance(shard: Shard, steps: list[Step], models: dict[int, Path], state: Sta
                 duplicates[step.index] = Copies(int(named.sum()), int((named & within(rows, state.rows[shard.source])).sum()))
         else:
             _take_top(shard, step, fates, np.flatnonzero(alive & ~held), state)
-    np.save(state.fates(shard), fates)
-    np.save(state.present(shard), fates == ALIVE)
-    np.save(state.mask(shard), (fates == ALIVE) & ~held)
+    save(_next_fates(shard, steps, state), fates)  # an attempt after this one starts from what this one did
+    save(state.present(shard), fates == ALIVE)
+    save(state.mask(shard), (fates == ALIVE) & ~held)
     values, counts = np.unique(fates[~held], return_counts=True)
     dropped = {int(value): int(count) for value, count in zip(values, counts, strict=True) if value != ALIVE}
     return Outcome(dropped, duplicates, computed, remembered, int((fates[~held] == ALIVE).sum()))
+
+
+def _next_fates(shard: Shard, steps: list[Step], state: State) -> Path:
+    """Where a stretch of steps leaves the fates, until it has ended for all shards."""
+    return state.fates(shard).with_suffix(f".{steps[-1].index if steps else 0}.npy")
 
 
 def start(shard: Shard, state: State) -> tuple[Fates, Mask]:
@@ -209,7 +215,7 @@ def rank(shard: Shard, step: Top, state: State) -> Ranked:
         wanted = np.zeros(shard.documents, np.bool_)
         wanted[positions] = True
         costs = tokenize(shard, wanted, state.tokenizer, state.work)[ranked]
-        np.save(state.counted(shard, step.index), wanted)
+        save(state.counted(shard, step.index), wanted)
     return Ranked.save(state.scratch / f"{shard.name}.rank-{step.index}.npz", keys, shard.rows()[ranked], costs)
 
 
@@ -273,7 +279,7 @@ def decide(steps: list[Step], ground: Ground, state: State, engine: Engine, wave
         elif isinstance(step, Add) and (processes := SIGNALS[step.kind].processes) is not None:
             _run(stretch, corpus, models, decided, engine)
             stretch = []
-            _run([step], corpus, models, decided, engine, processes(step.config))
+            _run([step], corpus, models, decided, engine, engine.places(partial(processes, step.config)))
         else:
             stretch.append(step)
     by_source = _run(stretch, corpus, models, decided, engine)
@@ -348,6 +354,8 @@ def _run(
     """Takes all shards through a stretch; returns what each source has lost to duplicates so far, which the guard has seen."""
     label = ", ".join(step.name for step in stretch if isinstance(step, Add)) or "decide"
     outcomes = engine.map(advance, [(shard, stretch, models, decided.state) for shard in corpus.shards], label, at_most)
+    for shard in corpus.shards:
+        _next_fates(shard, stretch, decided.state).replace(decided.state.fates(shard))
     decided.dropped = {source.name: {} for source in corpus.sources}
     alive = dict.fromkeys(decided.dropped, 0)
     for shard, outcome in zip(corpus.shards, outcomes, strict=True):

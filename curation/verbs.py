@@ -6,21 +6,25 @@ their own, has to be importable, with its work below `if __name__ == "__main__":
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace as replace_in
 from pathlib import Path
 from typing import Any, Literal
 
-from curation import differences, explain, indexing, report, sketches, starter, sweep
+from curation import differences, explain, indexing, sketches, starter, sweep, terminal
 from curation.build import Built
 from curation.build import build as build_manifest
 from curation.dedup.index import Index
 from curation.engine import Run
 from curation.estimate import Estimate, estimate
+from curation.page.compose import report as make_page
 from curation.recipe import Recipe, load
 from curation.remix import Remixed
 from curation.remix import remix as remix_manifest
 from curation.starter import Started
-from mixing import validated
+from curation.work import write_text
+from mixing import UserError, validated
 from mixing.audit import verify as audit
 from mixing.export import Compression, Exported, Format
 from mixing.export import export as export_plan
@@ -47,13 +51,14 @@ def build(
     workers: int = 1,
     memory: float | None = None,
     roots: Mapping[str, str] | None = None,
+    ray: str | None = None,
     replace: bool = False,
 ) -> Built:
     """Builds the manifest of a recipe: a file, or its values as a mapping, whose paths then start in the current folder. `overrides` are as on the command line, `memory` is in GB.
-    `Built.manifest` opens what was made."""
+    `ray` is the address of a cluster, or `local` for one of this machine alone; there 0 `workers` are as many as it has processors. `Built.manifest` opens what was made."""
     loaded, folder = _recipe(recipe, overrides)
-    target = Path(output) if output is not None else Path("data_manifests") / f"{loaded.name}-v{loaded.version}"
-    return build_manifest(loaded, folder, target, _run(folder, work, workers, memory, roots), replace=replace)
+    target = _writable("-o", output) if output is not None else Path("data_manifests") / f"{loaded.name}-v{loaded.version}"
+    return build_manifest(loaded, folder, target, replace_in(_run(folder, work, workers, memory, roots), ray=ray), replace=replace)
 
 
 def dry_run(
@@ -79,7 +84,16 @@ def _recipe(recipe: Recipe | Mapping[str, Any] | Path | str, overrides: Sequence
 
 
 def _run(folder: Path, work: Path | str | None, workers: int, memory: float | None, roots: Mapping[str, str] | None) -> Run:
-    return Run(folder / ".tilth" if work is None else Path(work), workers, dict(roots or {}), memory)
+    return Run(folder / ".tilth" if work is None else _writable("--work", work), workers, dict(roots or {}), memory)
+
+
+def _writable(option: str, folder: Path | str) -> Path:
+    """A folder that is written to. One in an object store is refused: what lies there cannot be mapped, locked or renamed."""
+    if url := re.match(r"(\w+):/+(.*)", str(folder)):  # a path has lost a slash
+        raise UserError(
+            f"{option} {url[1]}://{url[2]}: a build writes to a file system, in a cluster to one that all nodes share; sources may lie in an object store"
+        )
+    return Path(folder)
 
 
 def _opened(manifest: Opened) -> Manifest:
@@ -88,7 +102,7 @@ def _opened(manifest: Opened) -> Manifest:
 
 def inspect(manifest: Opened) -> dict[str, Any]:
     """The header with its digest, effective tokens, and what the build counted besides: what `inspect --json` prints."""
-    return report.facts(_opened(manifest))
+    return terminal.facts(_opened(manifest))
 
 
 def verify(manifest: Opened) -> list[Finding]:
@@ -120,6 +134,20 @@ def why(manifest: Opened, document: int | str | None = None, *, text: str | None
 def diff(a: Opened, b: Opened) -> dict[str, Any]:
     """What differs between two manifests: recipe, inputs, rules, tokens, documents, order; what `diff --json` prints."""
     return differences.facts(_opened(a), _opened(b))
+
+
+def report(
+    manifest: Opened,
+    runs: Sequence[Path | str] = (),
+    output: Path | str = "report.html",
+    *,
+    verify: bool = False,
+    work: Path | str | None = None,
+) -> Path:
+    """Writes one self-contained HTML page about a manifest, with the curves of runs trained on it, and returns its path; `verify` has everything proved first. Texts need the work directory."""
+    page = make_page(_opened(manifest), [Path(run) for run in runs], None if work is None else Path(work), prove=verify)
+    write_text(Path(output), page)
+    return Path(output)
 
 
 def remix(

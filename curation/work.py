@@ -1,7 +1,8 @@
 """The work directory: content-addressed files that many recipes share, safe to delete.
 
 Every name in it is a key: a hash of what the content was computed from, never of where, when or how fast. Files are written under a temporary name, fsynced and renamed,
-so that a build killed at any instant leaves only whole files. One build at a time holds the lock, which the kernel drops when the process ends, however it ends.
+so that a build killed at any instant leaves only whole files. One build at a time holds the lock, which the kernel drops when the process ends, however it ends. Tasks on several machines
+need a file system that all of them share, and that shows a file closed on one to whoever opens it afterwards on another (NFS, Lustre, CephFS and the like).
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from curation.remote import Place
+from curation.whole import beside, whole
 from mixing import UserError
 from mixing.canonical import canonical_json
+from mixing.remote import Place
 
 ROOMS = ("shards", "sidecars", "models", "generations", "builds", "scratch")
 
@@ -33,13 +35,15 @@ def key_of(*parts: object) -> str:
 
 @dataclass(frozen=True)
 class Work:
-    """A work directory. `read_only` users (`show`, `why`) open it without the lock."""
+    """A work directory. `read_only` users (`show`, `why`) open it without the lock. `scratch` is the folder of one build in the scratch room: a task of a killed build that has not
+    heard of its end on another machine cannot write where the next one reads."""
 
     root: Path
+    scratch: str = ""
 
     def room(self, name: str) -> Path:
         assert name in ROOMS, name
-        folder = self.root / name
+        folder = self.root / name / (self.scratch if name == "scratch" else "")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -66,35 +70,40 @@ class Work:
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """`write` fills a temporary file beside `path`, which then takes its name; readers see nothing or all of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole(path) as temporary:
         write(temporary)
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:
-    write_atomic(path, lambda temporary: _write_text(temporary, json.dumps(value)))
+    write_text(path, json.dumps(value))
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def write_text(path: Path, text: str) -> None:
+    write_atomic(path, lambda temporary: _write_bytes(temporary, text.encode()))
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 @contextmanager
 def folder_atomic(folder: Path) -> Iterator[Path]:
-    """A folder that appears under its name only when the block ends without an error; what a killed run left half done is removed first."""
-    temporary = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
+    """A folder that appears under its name only when the block ends without an error; what a killed run left half done is removed first. The first of two attempts to end is
+    the one that stays."""
+    for left in folder.parent.glob(f".{folder.name}.*.part"):
+        shutil.rmtree(left, ignore_errors=True)
+    temporary, there = folder.with_name(f"{beside(folder).name}.part"), folder.exists()
     temporary.mkdir(parents=True)
     yield temporary
     for path in temporary.rglob("*"):
         if path.is_file():
             with path.open("rb") as handle:
                 os.fsync(handle.fileno())
+    if folder.exists() and not there:
+        shutil.rmtree(temporary)
+        return
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
 

@@ -29,6 +29,7 @@ HEIGHT, WIDTH = 12, 64
 PLACES = """
 Where it lies, in {folder}:
   corpus/, bpe-4096/   the texts and their tokenizer
+  report.html          what was read, kept and dropped, thresholds to try, and the curves of the training: open it in a browser
   demo-base/, demo/    the manifests; `curate inspect {folder}/demo` shows one again
   runs/base, runs/demo metrics, measurements, checkpoints, and in export/ the models as transformers opens them
   work/                what the builds remember of all documents; safe to delete"""
@@ -66,6 +67,9 @@ def main() -> None:
 
     say("The same model, continually trained on code with replay")
     run("python", "-m", "train", "run", demo, "examples/demo.train.yaml", "-o", runs / "demo")
+
+    say("All of it on one page")
+    run("curate", "report", demo, runs / "demo", "-o", FOLDER / "report.html", "--work", FOLDER / "work")
 
     say("What happened")
     print(outcome(ROOT / runs / "demo"))

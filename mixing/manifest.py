@@ -2,7 +2,7 @@
 
 In: a folder as `mixing.write` leaves it (`docs/concepts` has the layout). Out: numpy views of the memory map; nothing here copies token ids.
 `Manifest.open` refuses by name what is missing, cut short, newer than this code or outside the folder; it reads sizes, not contents (that is
-`mixing.audit`). Standard library, numpy and pyarrow only, `pool()` apart: the trainer imports this module. A look-up costs about 2 us per span.
+`mixing.audit`). One in an object store is read through a mirror on this machine. Standard library, numpy and pyarrow only, `pool()` apart: the trainer imports this module. A look-up costs about 2 us per span.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import pyarrow as pa
 from mixing import UserError
 from mixing.canonical import canonical_json as canonical_json  # the trainer takes it from here
 from mixing.canonical import list_offsets
+from mixing.mirror import mirrored, of, present, refuse_url
 
 if TYPE_CHECKING:
     import polars as pl
@@ -137,6 +138,7 @@ class Manifest:
     @classmethod
     def open(cls, path: Path | str) -> Manifest:
         """The manifest at `path` (its folder or the `manifest.json` in it), or a UserError that names what is wrong with it."""
+        refuse_url(path)
         folder = Path(path)
         folder = folder.parent if folder.name == "manifest.json" else folder
         header, digest = read_header(folder)
@@ -150,6 +152,20 @@ class Manifest:
             if (found := file.stat().st_size) != sizes[listed]:
                 raise UserError(f"{file}: {found} bytes, files.json says {sizes[listed]}; copy the manifest again or rebuild it")
         return cls(folder, header, digest)
+
+    @classmethod
+    def reach(cls, path: Path | str) -> Manifest:
+        """The manifest at `path`, also one in an object store: what of it is read is then kept on this machine (`mixing.mirror`)."""
+        return cls.open(mirrored(path))
+
+    def ready(self, file: int, begins: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> None:
+        """Has the ids `[begins, ends)` of a file of tokens on this machine; those of a manifest on a file system always are."""
+        if (mirror := of(self.folder)) is not None:
+            mirror.ids(f"tokens/{file:05d}.arrow", begins, ends, self._ids_type.bit_width // 8)
+
+    @cached_property
+    def is_mirrored(self) -> bool:
+        return of(self.folder) is not None
 
     def __repr__(self) -> str:
         tokens = sum(stage["tokens"] for stage in self.stages)
@@ -262,7 +278,7 @@ class Manifest:
 
     def pool_files(self) -> list[Path]:
         """The files of the pool, in row order."""
-        return [self.folder / path for path in sorted(entry["path"] for entry in self.header["files"]) if path.startswith("pool/")]
+        return [present(self.folder, path) for path in sorted(entry["path"] for entry in self.header["files"]) if path.startswith("pool/")]
 
     def pool(self) -> pl.LazyFrame:
         """Every record read, in row order: its signals and the decision (docs/reference/pool.md), no text. Needs polars."""
@@ -301,7 +317,7 @@ class Manifest:
 
     def _arrow(self, path: str, schema: pa.Schema) -> pa.RecordBatch:
         """The one record batch of an Arrow file of this manifest, memory-mapped."""
-        file = self.folder / inner_path(path, self.folder)
+        file = present(self.folder, str(inner_path(path, self.folder)))
         with pa.memory_map(str(file)) as mapped:
             reader = pa.ipc.open_file(mapped)
             if reader.schema != schema or reader.num_record_batches != 1:

@@ -101,19 +101,24 @@ def read(path: Path) -> pa.Table:
     return table
 
 
+def measured(path: Path) -> list[Measurement]:
+    """The measurements at `path`, as `read` checks them."""
+    return [Measurement(**row) for row in read(path).to_pylist()]
+
+
 def _read_jsonl(path: Path) -> pa.Table:
-    rows: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
         try:
             row = json.loads(line)
         except ValueError as error:
             raise UserError(f"{path}, line {number}: not JSON: {error}") from None
         if not isinstance(row, dict) or set(row) != set(MEASUREMENTS.names):
-            found = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-            raise UserError(f"{path}, line {number}: found {found}; a measurement has {', '.join(MEASUREMENTS.names)}")
-        rows.append(row)
+            kind = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+            raise UserError(f"{path}, line {number}: found {kind}; a measurement has {', '.join(MEASUREMENTS.names)}")
+        found.append(row)
     try:
-        return pa.Table.from_pylist(rows, schema=MEASUREMENTS)
+        return pa.Table.from_pylist(found, schema=MEASUREMENTS)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise UserError(f"{path}: not measurements: {error}") from None
 

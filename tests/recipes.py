@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -234,6 +235,28 @@ def threads(_: int) -> tuple[int, str]:
     """(this process, the thread limit it sees)."""
     assert threading.current_thread() is threading.main_thread()
     return os.getpid(), os.environ["POLARS_MAX_THREADS"]
+
+
+def parents(seconds: float) -> tuple[int, int]:
+    """(the parent of this process, this process), after a while."""
+    time.sleep(seconds)
+    return os.getppid(), os.getpid()
+
+
+def fells(mark: Path, raylet: int) -> int:
+    """Kills the raylet it runs under if it is this one, leaving its own process's number; elsewhere it waits for that, and gives its raylet's."""
+    if os.getppid() == raylet:
+        mark.write_text(str(os.getpid()))
+        os.kill(raylet, signal.SIGKILL)
+        time.sleep(120)
+    while not mark.exists():
+        time.sleep(0.05)
+    return os.getppid()
+
+
+def place(_: int) -> tuple[int, str]:
+    """(this process, the GPUs it sees)."""
+    return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
 
 
 def random_keys(seed: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

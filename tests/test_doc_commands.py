@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 TUTORIAL = "docs/guides/first-manifest.md"
 GUIDES = [path.relative_to(ROOT).as_posix() for folder in ("guides", "concepts") for path in sorted((ROOT / "docs" / folder).glob("*.md"))]
 PAGES = ["README.md", "CONTRIBUTING.md", "data_manifests/README.md", *GUIDES]
-PROGRAMS = ("curate", "python", "torchrun", "make", "pip", "source", "vllm", "srun", "git", "tilth-train")
+PROGRAMS = ("curate", "python", "torchrun", "make", "pip", "source", "vllm", "srun", "curl", "ssh", "git", "tilth-train")
 
 # What is not run here, by how it begins, and why. All but the first two kinds are still read by the command's own parser.
 ABSENT = {
@@ -32,15 +32,23 @@ ABSENT = {
     "source ": "the tests run in the environment already",
     "torchrun ": "wants as many devices as it says; tests/train starts torchrun with 2 and 4 processes",
     "srun ": "wants Slurm",
+    "pip install vllm": "wants a GPU; `make test-vllm` builds such an environment for a CPU",
+    "vllm serve": "wants a GPU; tests/curation/synthesis ask a server on loopback",
+    "curl http://gpu7": "wants that server",
+    "curate build medical.yaml --root pubmed_qa": "wants that server",
+    "curate init s3://": "wants a bucket; tests/curation/test_remote.py runs it with one on loopback",
+    "curate build medical.yaml --work /scratch": "wants that bucket and those folders",
     "python -m train sweep": "minutes; tests/train/test_sweep.py runs it",
     "python -m train characterise": "wants the sweep above; tests/train/test_characterise.py runs it",
     "python -m train soup": "wants the models of the sweep; tests/train/test_soup.py runs it",
     "python -m train report": "wants the runs above; tests/train/test_report.py runs it",
+    "curate report data_manifests/medical-v1 runs/medical": "wants the runs above; tests/curation/test_report_page.py makes one",
     "python -m train evaluate": "wants lm-eval, or the runs above; tests/train/test_evaluate.py runs it",
     "python -m train run data_manifests/mixture-v1": "wants the measurements of the sweep",
     "python -m train run build/second": "wants a run that stopped in the middle; tests/train/test_start.py makes one",
     "curate remix build/first mixture.yaml -o build/second --consumed 4096": "wants 4,096 sequences trained; tests/curation/test_remix.py has them",
     "curate build recipe.yaml --workers 2 --memory 2": "run below without the limit, which on a machine of 2 GB is refused",
+    "curate build /shared/": "wants a cluster; tests/curation/test_cluster.py has one of three nodes",
     "curate: ": "what the program answers",
 }
 SMALLER = {
@@ -177,7 +185,7 @@ def test_tutorial_is_followed_as_written_from_an_empty_folder(tmp_path: Path) ->
             assert done.returncode == 0, f"{command}\n{done.stderr}"
             said[command] = done.stdout
 
-    assert len(said) == 10
+    assert len(said) == 11
     assert "checks hold" in said["curate verify build/first"].splitlines()[-1]
     assert "threshold: 0.8 -> 0.6" in said["curate diff build/first build/stricter"]
     header = json.loads((tmp_path / "build/weighted/manifest.json").read_text())

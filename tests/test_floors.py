@@ -19,8 +19,12 @@ ORDER = {
     "mixing": [
         "mixing",
         "canonical",
+        "remote",
+        "mirror",
         "manifest",
         "measurements",
+        "chart",
+        "curves",
         "pool",
         "strategies.shares",
         "strategies.sizes",
@@ -45,6 +49,7 @@ ORDER = {
     ],
     "curation": [
         "curation",
+        "whole",
         "words",
         "identifying",
         "identifiers",
@@ -97,7 +102,6 @@ ORDER = {
         "components",
         "ranking",
         "clean",
-        "remote",
         "memory",
         "journal",
         "formats.records",
@@ -113,6 +117,7 @@ ORDER = {
         "selection",
         "work",
         "engine",
+        "cluster",
         "finding",
         "sweep",
         "synthesis",
@@ -150,7 +155,20 @@ ORDER = {
         "explain",
         "indexing",
         "sketches",
-        "report",
+        "terminal",
+        "page",
+        "page.thresholds",
+        "page.windows",
+        "page.survey",
+        "page.axes",
+        "page.sampling",
+        "page.counting",
+        "page.drawing",
+        "page.facts",
+        "page.untrusted",
+        "page.gallery",
+        "page.training",
+        "page.compose",
         "differences",
         "verbs",
         "cli",
@@ -177,7 +195,6 @@ ORDER = {
         "soup",
         "soup_search",
         "stability",
-        "chart",
         "report",
         "start",
         "record",
@@ -188,7 +205,7 @@ ORDER = {
     ],
 }
 BETWEEN = {"curation": {"curation", "mixing"}, "mixing": {"mixing"}, "train": {"train", "mixing"}}
-TRAIN_MAY_IMPORT = {"mixing", "mixing.manifest", "mixing.measurements"}
+TRAIN_MAY_IMPORT = {"mixing", "mixing.manifest", "mixing.measurements", "mixing.chart", "mixing.curves"}
 HEAVY = {
     "polars",
     "numba",
@@ -284,7 +301,9 @@ def test_train_without_the_curation_libraries_imports() -> None:
 def test_what_train_may_import_without_heavy_libraries_imports() -> None:
     blocked = ["polars", "numba", "pydantic", "torch", "curation", "train"]
 
-    result = python(f"import sys\nfor b in {blocked}: sys.modules[b] = None\nimport mixing, mixing.manifest, mixing.measurements")
+    result = python(
+        f"import sys\nfor b in {blocked}: sys.modules[b] = None\nimport mixing, mixing.manifest, mixing.measurements, mixing.chart, mixing.curves"
+    )
 
     assert result.returncode == 0, result.stderr
 

@@ -18,6 +18,8 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from mixing import UserError
+from mixing.curves import gain, lower_is_better
+from mixing.measurements import measured
 from train import goal, sweep
 from train.sweep import Cell, Lane, Sweep
 
@@ -77,7 +79,7 @@ def over_items(metric: str, before: Items, after: Items, seed: int = 17) -> Chan
     drawn = np.stack([np.bincount(random.integers(0, len(before[0]), len(before[0])), minlength=len(before[0])) for _ in range(DRAWS)])
     drawn = drawn[(drawn @ before[1] > 0) & (drawn @ after[1] > 0)]
     changes = drawn @ after[0] / (drawn @ after[1]) - drawn @ before[0] / (drawn @ before[1])
-    return Change(goal.gain(metric, ratio(before), ratio(after)), 2 * float(changes.std()))
+    return Change(gain(metric, ratio(before), ratio(after)), 2 * float(changes.std()))
 
 
 def items(run: Path, tokens: int) -> dict[str, Items]:
@@ -93,7 +95,7 @@ def items(run: Path, tokens: int) -> dict[str, Items]:
 def change(metric: str, places: Sequence[tuple[Path, int]]) -> Change:
     """Of one cell in all its seeds: (run, tokens at its end)."""
     values = [(goal.at(rows, 0)[metric], goal.at(rows, end)[metric]) for rows, end in ((_rows(run), end) for run, end in places)]
-    gains = [goal.gain(metric, before, after) for before, after in values]
+    gains = [gain(metric, before, after) for before, after in values]
     if len(gains) > 1 or not all(map(math.isfinite, gains)):
         return over_seeds(gains) if len(gains) > 1 else Change(gains[0], 0.0)
     run, end = places[0]
@@ -101,7 +103,7 @@ def change(metric: str, places: Sequence[tuple[Path, int]]) -> Change:
 
 
 def _rows(run: Path) -> list[Any]:
-    return goal.measured(run / "measurements.jsonl")
+    return measured(run / "measurements.jsonl")
 
 
 def characterise(folder: Path) -> list[Character]:
@@ -152,7 +154,7 @@ def compute(folder: Path, parameters: float, base_tokens: float) -> list[dict[st
                 cell["values"][one.target] for cell in cells if cell["duration"] == duration and cell["values"][one.target] is not None
             ]
             if values:
-                best = min(values) if goal.lower_is_better(one.target) else max(values)
+                best = min(values) if lower_is_better(one.target) else max(values)
                 spent = flops(parameters, base_tokens + duration)
                 result.append({"data_set": one.name, "duration": duration, "flops": spent, "metric": one.target, "best": best})
     return result

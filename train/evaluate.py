@@ -97,7 +97,7 @@ def prepared(settings: Evaluate, manifest: Manifest, world: World, context: int 
     documents = [_documents(manifest, "", settings.by, world)]
     seen: set[str] = set()
     for folder in settings.holdouts:
-        other = Manifest.open(folder)
+        other = Manifest.reach(folder)
         if other.tokenizer["sha256"] != manifest.tokenizer["sha256"]:
             raise UserError(
                 f"evaluate.holdouts: {folder} was made with the tokenizer {other.tokenizer['name']} ({other.tokenizer['sha256'][:12]}), "

@@ -8,22 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from mixing import UserError
-from mixing.measurements import Measurement, read
-
-LOWER_IS_BETTER = ("loss", "bits_per_byte", "perplexity")
-
-
-def lower_is_better(metric: str) -> bool:
-    return metric.partition("/")[0] in LOWER_IS_BETTER
-
-
-def gain(metric: str, before: float, after: float) -> float:
-    """How much better `after` is, positive for better whatever the metric's direction."""
-    return before - after if lower_is_better(metric) else after - before
+from mixing.curves import gain
+from mixing.measurements import Measurement
 
 
 class Candidate(NamedTuple):
@@ -50,10 +39,6 @@ def best(candidates: Iterable[Candidate], before: Mapping[str, float], target: s
                 raise UserError(f"no measurement of '{metric}'; measured are: {', '.join(sorted(values)) or 'none'}")
     allowed = [one for one in candidates if math.isfinite(one.values[target]) and holds(one, before, guards)]
     return min(allowed, key=lambda one: (-gain(target, 0.0, one.values[target]), one.rank), default=None)
-
-
-def measured(file: Path) -> list[Measurement]:
-    return [Measurement(**row) for row in read(file).to_pylist()]
 
 
 def at(rows: Iterable[Measurement], tokens: int) -> dict[str, float]:

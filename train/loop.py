@@ -44,7 +44,7 @@ def train(manifest_path: Path, config: Config, start: settings.Start | None, fol
     """Trains `config` on the manifest and returns the run's folder."""
     models.prepare_transformers()
     with models.joined_world() as world, clear_memory_errors():
-        manifest = windowed(Manifest.open(manifest_path), config.batch, config.tokens, config.simulate)
+        manifest = windowed(Manifest.reach(manifest_path), config.batch, config.tokens, config.simulate)
         folder = folder or Path("runs") / f"{manifest.header['name']}-v{manifest.header['version']}"
         mode = decided_start(start, config, folder, source)
         if config.exact:

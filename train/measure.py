@@ -84,7 +84,7 @@ def measure(path: Path, manifests: Sequence[Path], config: Path | None, step: in
         raise UserError(f"{path}: no such folder; name a run, or a folder as transformers writes it")
     asked = read_settings(config, path, manifests[1:])
     with models.joined_world() as world:
-        manifest = Manifest.open(manifests[0])
+        manifest = Manifest.reach(manifests[0])
         found = subject(path, step, precision, manifest, world)
         context = getattr(found.model.config, "max_position_embeddings", None)
         examination = evaluate.prepared(asked, manifest, world, context)
@@ -95,7 +95,7 @@ def measure(path: Path, manifests: Sequence[Path], config: Path | None, step: in
 
 def harnessed(folder: Path, tasks: Sequence[str], include: Path | None, manifest_path: Path) -> list[Measurement]:
     """What lm-evaluation-harness measures of a Hugging Face folder, its own tasks or those in the folder `include`: a line for each numeric result."""
-    manifest = Manifest.open(manifest_path)
+    manifest = Manifest.reach(manifest_path)
     try:
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager

@@ -15,9 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mixing import UserError
-from mixing.measurements import Measurement
-from train import chart, goal, stability
+from mixing import UserError, chart
+from mixing.curves import RunRecord, gain, gaps, read_run, retention, run_names, smoothed, thinned
 
 PAGE_STYLE = (
     ":root{--ink:#1a202c;--soft:#5a6574;--line:#d5dbe3;--paper:#fff;--wash:#f5f7fa;--good:#2f855a;--bad:#b83232}"
@@ -32,12 +31,6 @@ PAGE_STYLE = (
 )
 
 
-class RunRecord(NamedTuple):
-    name: str
-    metrics: list[dict[str, Any]]
-    measured: list[Measurement]
-
-
 class Page(NamedTuple):
     html: str
     charts: dict[str, str]
@@ -47,14 +40,14 @@ class Page(NamedTuple):
 def report(folders: Sequence[Path]) -> Page:
     """The page of runs, sweeps and soups, in the order given."""
     runs, sweeps, soups = [], [], []
-    names = _names(folders)
+    names = run_names(folders)
     for folder, name in zip(folders, names, strict=True):
         if (folder / "sweep.json").is_file():
             sweeps.append((name, json.loads((folder / "sweep.json").read_text(encoding="utf-8"))))
         elif (folder / "soup.json").is_file():
             soups.append((name, json.loads((folder / "soup.json").read_text(encoding="utf-8"))))
         elif (folder / "metrics.jsonl").is_file():
-            runs.append(_run(folder, name))
+            runs.append(read_run(folder, name))
         else:
             raise UserError(f"{folder}: neither a run, a sweep nor a soup; give folders that train run, sweep or soup wrote to")
     charts: dict[str, str] = {}
@@ -65,22 +58,6 @@ def report(folders: Sequence[Path]) -> Page:
     body = f"<h1>Training report</h1><p class=soft>{html.escape(', '.join(names))}</p>" + "".join(parts)
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title>'
     return Page(f"{head}<style>{PAGE_STYLE}</style><body>{body}</body></html>\n", charts)
-
-
-def _names(folders: Sequence[Path]) -> list[str]:
-    """The folders' names, with as much of what is above them as tells them apart."""
-    parts = [folder.resolve().parts for folder in folders]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(one[-depth:]) for one in parts]
-        if len(set(names)) == len(names):
-            return names
-    raise UserError(f"{folders[0]}: given twice; name each folder once")
-
-
-def _run(folder: Path, name: str) -> RunRecord:
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = goal.measured(folder / "measurements.jsonl") if (folder / "measurements.jsonl").is_file() else []
-    return RunRecord(name, [json.loads(line) for line in lines if line.endswith("\n")], rows)
 
 
 def table(heading: Sequence[str], rows: Iterable[Sequence[str]], text: int = 1) -> str:
@@ -103,8 +80,8 @@ def _gaps(runs: Sequence[RunRecord]) -> str:
     """The stability gap of every guard in every run."""
     rows, kept = [], []
     for run in runs:
-        found = stability.gaps(run.measured)
-        if (retained := stability.retention(found)) is not None:
+        found = gaps(run.measured)
+        if (retained := retention(found)) is not None:
             kept.append(f"{html.escape(run.name)} {signed(retained)}")
         for (metric, component), gap in found.items():
             back = "not recovered" if gap.recovered is None else "never fell" if not gap.depth else chart.short(gap.recovered)
@@ -161,20 +138,6 @@ def _training(runs: Sequence[RunRecord], charts: dict[str, str]) -> str:
     )
 
 
-def thinned(curve: Sequence[tuple[float, float]], most: int = 120) -> list[tuple[float, float]]:
-    """At most `most` points, the first and the last among them."""
-    if len(curve) <= most:
-        return list(curve)
-    return [curve[round(number * (len(curve) - 1) / (most - 1))] for number in range(most)]
-
-
-def smoothed(curve: Sequence[tuple[float, float]], most: int = 120) -> list[tuple[float, float]]:
-    """Means of at most `most` equal groups of neighbours."""
-    size = -(-len(curve) // most) or 1
-    groups = [curve[begin : begin + size] for begin in range(0, len(curve), size)]
-    return [(group[-1][0], math.fsum(value for _, value in group) / len(group)) for group in groups]
-
-
 def _sweep(name: str, found: Mapping[str, Any], charts: dict[str, str]) -> str:
     parts = [f"<h2>Sweep {html.escape(name)}</h2>"]
     drawn = []
@@ -208,7 +171,7 @@ def _soup(name: str, found: Mapping[str, Any], charts: dict[str, str]) -> str:
         cells = [f"{weight:.3g}" for weight in weights]
         for metric in usable:
             line = _chord(soups, weights, metric)
-            cells += [f"{values[metric]:.4f}", signed(goal.gain(metric, line, values[metric]))]
+            cells += [f"{values[metric]:.4f}", signed(gain(metric, line, values[metric]))]
         rows.append([f"<mark>{cell}</mark>" if list(weights) == found["best"] else cell for cell in cells])
     if len(models) == 2:
         for metric in usable:

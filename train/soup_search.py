@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from mixing import UserError
+from mixing.curves import gain
 from mixing.manifest import Manifest
 from mixing.measurements import Measurement, append
 from train import evaluate, goal, measure, soup
@@ -46,7 +47,7 @@ def search(
     if folder.exists():
         raise UserError(f"{folder}: exists; name a folder that does not")
     parts = soup.ingredients(list(named.values()))
-    manifest = Manifest.open(manifests[0])
+    manifest = Manifest.reach(manifests[0])
     asked = measure.read_settings(config, parts[-1].folder, manifests[1:])
     with models.joined_world() as world:
         if world.size > 1:
@@ -113,7 +114,7 @@ def shown(found: Found, target: str, guards: Mapping[str, float]) -> str:
         cells = [f"{weight:.3g}" for weight in weights]
         for metric in metrics:
             line = soup.chord({corner: one[metric] for corner, one in found.values.items()}, weights)
-            cells += [f"{values[metric]:.4f}", f"{goal.gain(metric, line, values[metric]):+.4f}"]
+            cells += [f"{values[metric]:.4f}", f"{gain(metric, line, values[metric]):+.4f}"]
         rows.append([*cells, "  <- best" if weights == found.best else ""])
     widths = [max(len(row[column]) for row in rows) for column in range(len(heading))]
     return "\n".join(

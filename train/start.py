@@ -1,6 +1,6 @@
 """How a run begins: what may be started, resumed or continued in a folder, from what, under which resolved configuration.
 
-Every mode is named and none is guessed from what lies about: fresh (random weights), weights (those of `model.path`), weights-optimizer (a run's
+Every mode is named and none is guessed from what lies about (but under torchrun with --max-restarts, see `decided_start`): fresh (random weights), weights (those of `model.path`), weights-optimizer (a run's
 weights and optimizer under this configuration's rates, from token 0), continue (that run on a manifest remixed from its own, from the sequence it
 stood at), resume (this run, unchanged). Rates and schedules always come from the configuration, never from a checkpoint.
 """
@@ -42,7 +42,8 @@ class Run(NamedTuple):
 
 
 def decided_start(asked: Start | None, config: Config, folder: Path, source: Path | None) -> Start:
-    """How to start: as asked, else from the weights of model.path, else afresh. A run that has a checkpoint is only ever resumed."""
+    """How to start: as asked, else from the weights of model.path, else afresh. A run that has a checkpoint is only ever resumed; torchrun with --max-restarts, which starts the same
+    command again when a machine is lost or comes back, need not ask for it."""
     existing = checkpoint.checkpoints(folder)
     is_run = (folder / "config.yaml").is_file()
     if (source is not None) != (asked in ("weights-optimizer", "continue")):
@@ -51,6 +52,8 @@ def decided_start(asked: Start | None, config: Config, folder: Path, source: Pat
             if source is None
             else f"--from {source}: only --start weights-optimizer and --start continue take a checkpoint"
         )
+    if asked is None and existing and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+        return "resume"
     if asked == "resume":
         if not is_run:
             raise UserError(f"{folder}: no run to resume (no config.yaml); start one with --start fresh or --start weights")

@@ -4,7 +4,7 @@ A step that starts at sequence s holds the rows `[s, min(s + batch, end))`; miss
 A row is filled with the spans of its sequence one after the other; each span is a piece of its own: positions restart at 0, attention stays inside
 (`boundaries`), and its last token predicts nothing, so a span of n tokens holds n - 1 predictions, also one that goes on in a cut document. The rest
 of a row is one more piece, of padding. Process r of W takes the micro-batches r, r + W, r + 2W, …: which rows meet in one forward pass does not
-depend on W. One thread works two steps ahead.
+depend on W. One thread works two steps ahead, and another fetches what further steps read of a manifest in an object store.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from mixing.manifest import Manifest, Spans
 
 IGNORED = -100
 EMPTY_ROW = -1
+FETCHED = 8  # steps whose token ids are fetched before they are read, where the manifest lies in an object store
 
 
 class Rows(NamedTuple):
@@ -121,6 +123,7 @@ def _rows(manifest: Manifest, spans: Spans, components: npt.NDArray[np.uint16], 
         here = file == number
         begins[here] = offsets[row[here]] + start[here]
         assert (begins[here] + length[here] <= offsets[row[here] + 1]).all()
+        manifest.ready(number, begins[here], begins[here] + length[here])
     places = zip(file.tolist(), begins.tolist(), (begins + length).tolist(), strict=True)
     pieces = [tokens[number].ids[begin:end] for number, begin, end in places]
     rows = np.append(spans.sequence[first : last + 1] - low, np.full(count - last + first, len(pieces)))
@@ -137,6 +140,16 @@ def read_step(manifest: Manifest, first: int, batch: int, micro_batch: int, rank
     ]
     tokens = int(spans.length.sum(dtype=np.int64))
     return Step(first, last, tokens, tokens - len(spans.length), micro_batches)
+
+
+def prefetch(manifest: Manifest, first: int, batch: int, micro_batch: int, rank: int, world: int) -> None:
+    """Has the token ids of a step, those of this process alone, on this machine."""
+    for begin in range(first + rank * micro_batch, min(first + batch, manifest.sequences), world * micro_batch):
+        _, file, row, start, length, _ = manifest.spans(begin, min(begin + micro_batch, manifest.sequences))
+        for number in np.unique(file).tolist():
+            here = file == number
+            begins = manifest.token_file(number).offsets[row[here]] + start[here]
+            manifest.ready(number, begins, begins + length[here])
 
 
 def micro_batch_size(batch: int, micro_batch: int | None, world: int) -> int:
@@ -159,13 +172,24 @@ def steps(manifest: Manifest, first: int, batch: int, micro_batch: int, rank: in
             step = step._replace(micro_batches=[rows.each(torch.Tensor.pin_memory) for rows in step.micro_batches])
         return step
 
-    with ThreadPoolExecutor(1, "stream") as thread:
+    fetching = ThreadPoolExecutor(1, "prefetch")
+
+    def fetch(start: int) -> None:  # whoever reads it and finds it missing is told what is wrong
+        if manifest.is_mirrored and start < manifest.sequences:
+            fetching.submit(prefetch, manifest, start, batch, micro_batch, rank, world)
+
+    for number in range(2, FETCHED):
+        fetch(first + number * batch)
+    with ExitStack() as ending:
+        thread = ending.enter_context(ThreadPoolExecutor(1, "stream"))
+        ending.callback(fetching.shutdown, cancel_futures=True)
         ahead: deque[Future[Step]] = deque()
         for start in range(first, manifest.sequences, batch):
             ready = (
                 ahead.popleft().result() if len(ahead) == 2 else None
             )  # taken before the other thread is woken and wants the interpreter
             ahead.append(thread.submit(read, start))
+            fetch(start + FETCHED * batch)
             if ready is not None:
                 yield ready
         while ahead:

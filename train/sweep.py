@@ -26,8 +26,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from mixing import UserError, validated
+from mixing.curves import gain
 from mixing.manifest import Manifest
-from mixing.measurements import Measurement, append
+from mixing.measurements import Measurement, append, measured
 from train import checkpoint, goal, loop
 from train import config as settings
 from train import model as models
@@ -120,7 +121,7 @@ def lanes(sweep: Sweep) -> list[Lane]:
 def cells(sweep: Sweep, lane: Lane) -> list[Cell]:
     """The cells of a lane, shortest first, with their configurations. Warm-up, where it is a share, is that share of the shortest."""
     written = settings.load(Path(sweep.train))
-    manifest = Manifest.open(sweep.manifests[lane.name])
+    manifest = Manifest.reach(sweep.manifests[lane.name])
     warmup = written.schedule.warmup
     found = []
     for duration in sorted(sweep.durations):
@@ -176,13 +177,13 @@ def grown(cell: Cell, before: Path | None, trunk: Path, target: Path, manifest: 
     config = cell.config.model_copy(
         update={"tokens": cell.decay_from, "schedule": cell.config.schedule.model_copy(update={"kind": "constant"})}
     )
-    opened = windowed(Manifest.open(manifest), config.batch, cell.decay_from, None)
+    opened = windowed(Manifest.reach(manifest), config.batch, cell.decay_from, None)
     if not finished(trunk):
         if before is not None and before != trunk:
             fork(before, trunk, config, opened, world)
         train(trunk, manifest, config)
     if not finished(target):
-        fork(trunk, target, cell.config, windowed(Manifest.open(manifest), config.batch, cell.duration, None), world)
+        fork(trunk, target, cell.config, windowed(Manifest.reach(manifest), config.batch, cell.duration, None), world)
     return trunk
 
 
@@ -261,7 +262,7 @@ def refuse_other_sweep(sweep: Sweep, folder: Path, world: World) -> None:
     written = {
         "sweep": sweep.model_dump(mode="json"),
         "train": settings.load(Path(sweep.train)).model_dump(mode="json"),
-        "manifests": {name: Manifest.open(path).digest for name, path in sweep.manifests.items()},
+        "manifests": {name: Manifest.reach(path).digest for name, path in sweep.manifests.items()},
     }
     if file.exists():
         before = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -283,7 +284,7 @@ def refuse_other_sweep(sweep: Sweep, folder: Path, world: World) -> None:
 def lines_of(sweep: Sweep, cell: Cell, folder: Path) -> Iterator[Measurement]:
     """What a finished cell measured before training and at its end, under its data set's name and peak rate; the target under its own name too,
     without a value if the cell breaks a guard, so that a recipe's durations keep the guards."""
-    rows = goal.measured(folder / "cells" / cell.name / "measurements.jsonl")
+    rows = measured(folder / "cells" / cell.name / "measurements.jsonl")
     before, after = goal.at(rows, 0), goal.at(rows, cell.tokens)
     kept = goal.holds(Candidate(cell.name, (), after), before, sweep.guards)
     for row in rows:
@@ -302,7 +303,7 @@ def record(sweep: Sweep, folder: Path) -> None:
         checkpoint.write_text(
             file, "".join(line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n"))
         )
-    there = set(goal.measured(file)) if file.exists() else set()
+    there = set(measured(file)) if file.exists() else set()
     for lane in lanes(sweep):
         for cell in cells(sweep, lane):
             append(file, [line for line in lines_of(sweep, cell, folder) if line not in there])
@@ -317,7 +318,7 @@ def outcome(sweep: Sweep, folder: Path) -> dict[str, Any]:
         for lane in (lane for lane in lanes(sweep) if lane.name == name):
             mark = 0
             for cell in cells(sweep, lane):
-                rows = goal.measured(folder / "cells" / cell.name / "measurements.jsonl")
+                rows = measured(folder / "cells" / cell.name / "measurements.jsonl")
                 before.append(goal.at(rows, 0))
                 table.setdefault((lane.rate, cell.duration), []).append(goal.at(rows, cell.tokens))
                 separate += cell.tokens
@@ -356,7 +357,7 @@ def choice(sweep: Sweep, name: str, before: dict[str, float], means: Mapping[tup
             found["warnings"].append(f"learning rate {rate:g} is at the edge of the grid: the best one may lie beyond")
         if found["censored"]:
             found["warnings"].append(f"still improving at {int(duration):,} tokens: the best duration is at least that")
-        if goal.gain(target, before[target], best.values[target]) <= 0:
+        if gain(target, before[target], best.values[target]) <= 0:
             found["warnings"].append(f"nothing is better in {target} than before training")
     found["cells"] = [
         {"learning_rate": rate, "duration": duration, "keeps_guards": goal.holds(one, before, sweep.guards), "values": finite(one.values)}

@@ -27,7 +27,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,7 @@ from curation.dedup.ranks import Ranks, behind, told_apart, write_all
 from curation.dedup.rare import Counts, count_shingles, lists_of, no_counts, prefix_lengths, rarest, ratio_of
 from curation.dedup.runs import RANGE_BYTES, Run, Shard, gather, open_run, ranges, write_run
 from curation.dedup.store import Part, Store, sparse, write_part
+from curation.whole import save, save_all
 from curation.words import Bytes, Hashes
 
 MARGIN = 4.0
@@ -73,9 +74,14 @@ class Work(NamedTuple):
     known: int = 0
     """Rows below this are members of an index: they stay, and are compared with the others alone."""
 
-    def map(self, name: str, mode: Literal["r", "r+"] = "r") -> Bytes:
-        """A u8 map over rows: `status` and `waiting` (see `decide`), `wanted`."""
-        return np.asarray(np.load(self.path(name), mmap_mode=mode))
+    def map(self, name: str) -> Bytes:
+        """A u8 map over rows, to read: `status` and `waiting` (see `decide`), `wanted`."""
+        return np.asarray(np.load(self.path(name), mmap_mode="r"))
+
+    def to_write(self, name: str) -> np.memmap[Any, np.dtype[np.uint8]]:
+        """The same to write, by the one process that hands out the tasks; it is flushed before they read it, perhaps on other machines."""
+        found: np.memmap[Any, np.dtype[np.uint8]] = np.load(self.path(name), mmap_mode="r+")
+        return found
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.npy"
@@ -141,10 +147,12 @@ class _Search(NamedTuple):
         while open_buckets:
             name = f"{'band' if bands else 'rare'}-{wave}"
             emitted = run(_emit, [(work, path, wave, bands, f"{name}-{i}") for i, path in enumerate(open_buckets)])
+            _take_away(open_buckets)
             likely = _drop_unlikely(work, self.signatures, [path for part in emitted for path in part.pairs], name, report, run)
             _want(work, likely)
             _fill(work, self.shards, self.sets, _write_shingles, run)
             similar += run(_verify, [(work, self.sets, path, f"{name}-{i}") for i, path in enumerate(likely)])
+            _take_away(likely)
             crowd += [part.crowd for part in emitted if part.crowd]
             _mark_waiting(work, [part.waiting for part in emitted], crowd)
             _settle(work, [*known, *similar])
@@ -182,14 +190,12 @@ def _find_buckets(work: Work, keys: Sequence[Path], low: int, high: int, name: s
     keys_and_rows = gather(keys, low, high, 2)
     buckets = group(keys_and_rows[0], keys_and_rows[1])
     buckets = kept(buckets, reaching(buckets, work.known))
-    np.save(work.path(f"members-{name}"), np.unique(buckets.members)[None])
+    save(work.path(f"members-{name}"), np.unique(buckets.members)[None])
     return Found(_save_buckets(work, buckets, f"buckets-{name}"), work.path(f"members-{name}"))
 
 
 def _save_buckets(work: Work, buckets: Buckets, name: str) -> Path:
-    path = work.folder / f"{name}.npz"
-    np.savez(path, **buckets._asdict())
-    return path
+    return save_all(work.folder / f"{name}.npz", **buckets._asdict())
 
 
 class Emitted(NamedTuple):
@@ -206,7 +212,6 @@ def _emit(work: Work, path: Path, wave: int, bands: bool, name: str) -> Emitted:
     with np.load(path) as stored:
         before = Buckets(stored["members"], stored["offsets"], stored["leaders"], stored["facts"])
     buckets = live(before, work.map("status"))
-    path.unlink()
     out = crowded(before.offsets, buckets, wave) if bands else np.zeros(len(buckets.leaders), np.bool_)
     some = reaching(buckets, work.known)
     out &= some
@@ -220,7 +225,7 @@ def _emit(work: Work, path: Path, wave: int, bands: bool, name: str) -> Emitted:
     while count := emit(*buckets, ratio_of(work.threshold), lead, place, lower, upper, np.uint64(work.known)):
         pairs.append(write_run(work.path(f"pairs-{name}-{len(pairs)}"), [upper[:count], lower[:count]]))
     left = leave(buckets, lead)
-    np.save(work.path(f"waiting-{name}"), left.waiting[None])
+    save(work.path(f"waiting-{name}"), left.waiting[None])
     rest = _save_buckets(work, left.buckets, f"buckets-{name}") if len(left.buckets.leaders) else None
     return Emitted(pairs, rest, crowd, work.path(f"waiting-{name}"), left.closed, left.given_up)
 
@@ -231,8 +236,9 @@ def _join_by_rare_shingles(
     """Files of buckets of the live rows of `crowd`: those that share a rare shingle; takes `crowd` away."""
     status = work.map("status")
     _want(work, crowd)
-    wanted = work.map("wanted", "r+")
+    wanted = work.to_write("wanted")
     wanted[status == REMOVED] = 0
+    wanted.flush()
     _fill(work, shards, sets, _write_shingles, run)
     rows = np.flatnonzero(wanted).astype(np.uint64)
     report.update(crowded=len(rows))
@@ -245,8 +251,7 @@ def _join_by_rare_shingles(
     lists: list[Path] = run(
         _find_lists, [(work, keys, low, high, f"rare-{i}") for i, (low, high) in enumerate(ranges(keys, work.range_bytes))]
     )
-    for path in [*keys, *crowd]:
-        path.unlink()
+    _take_away([*keys, *crowd])
     return lists
 
 
@@ -277,8 +282,7 @@ def _drop_unlikely(work: Work, signatures: Store, pairs: Sequence[Path], name: s
     cuts = ranges(pairs, work.range_bytes)
     filtered = run(_filter, [(work, signatures, pairs, low, high, f"{name}-{i}") for i, (low, high) in enumerate(cuts)])
     report.update(candidates=sum(part.candidates for part in filtered), verified=sum(part.likely for part in filtered))
-    for path in pairs:
-        path.unlink()
+    _take_away(pairs)
     return [part.path for part in filtered]
 
 
@@ -299,7 +303,7 @@ def _filter(work: Work, signatures: Store, pairs: Sequence[Path], low: int, high
     stored = signatures.values().view(np.uint32).reshape(-1, PERMUTATIONS)
     left, right = (signatures.spans(rows)[:, 0] // (PERMUTATIONS // 2) for rows in (upper, lower))
     likely = agreements(stored, left, stored, right) >= least_agreement(work.threshold, MARGIN)
-    np.save(work.path(f"likely-{name}"), np.stack([upper[likely], lower[likely]]))
+    save(work.path(f"likely-{name}"), np.stack([upper[likely], lower[likely]]))
     return Filtered(work.path(f"likely-{name}"), len(upper), int(likely.sum()))
 
 
@@ -309,17 +313,23 @@ def _verify(work: Work, sets: Store, path: Path, name: str) -> Path:
     values = sets.values()
     similarity = jaccards(values, sets.spans(upper), values, sets.spans(lower))
     reach = similarity >= work.threshold
-    path.unlink()
     return write_run(work.path(f"similar-{name}"), [upper[reach], lower[reach], similarity[reach].view(np.uint64)], by=(0, 1))
+
+
+def _take_away(paths: Sequence[Path]) -> None:
+    """What all tasks of a phase have read; none removes its own input, which another attempt may need."""
+    for path in paths:
+        path.unlink()
 
 
 def _want(work: Work, rows: Sequence[Path]) -> None:
     """Mark every row of these runs, for the shards' next task."""
-    wanted = work.map("wanted", "r+")
+    wanted = work.to_write("wanted")
     wanted[:] = 0
     for path in rows:
         for column in open_run(path):
             wanted[column] = 1
+    wanted.flush()
 
 
 def _fill(work: Work, shards: Sequence[Shard], store: Store, write: Callable[..., Part | None], run: Run) -> None:
@@ -356,22 +366,23 @@ def _write_shingles(work: Work, store: Store, shard: Shard, path: Path) -> Part 
 
 def _mark_waiting(work: Work, paths: Sequence[Path], crowd: Sequence[Path]) -> None:
     """Who waits after a round: the rows of `paths`, which are taken away, and those of crowded buckets, until they are joined."""
-    waiting = work.map("waiting", "r+")
+    waiting = work.to_write("waiting")
     waiting[:] = 0
     for path in [*paths, *crowd]:
         waiting[open_run(path)[0]] = 1
     waiting[: work.known] = 0
-    for path in paths:
-        path.unlink()
+    waiting.flush()
+    _take_away(paths)
 
 
 def _settle(work: Work, similar: Sequence[Path]) -> None:
     """One walk over all verified pairs in row order, from what is known so far."""
-    status, waiting = work.map("status", "r+"), work.map("waiting")
+    status, waiting = work.to_write("status"), work.map("waiting")
     for low, high in ranges(similar, work.range_bytes):
         upper, lower, _ = gather(similar, low, high, 3)
         order = np.argsort(upper)
         settle(upper[order], lower[order], status, waiting)
+    status.flush()
 
 
 def _name_survivors(work: Work, similar: Sequence[Path]) -> list[Path]:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from curation.dedup.minhash import Signatures
 from curation.dedup.runs import DUPLICATES, FOREIGN, RANGE_BYTES, Run, Shard, gather, open_run, write_decisions, write_run
+from curation.whole import save
 from curation.words import Hashes, Offsets
 
 _SAMPLES = 256
@@ -168,8 +169,7 @@ def _write_part(paths: Sequence[Path], low: Bound | None, high: Bound | None, pa
         at += end - first
     keys, rows, places = gathered
     order = np.lexsort((rows, keys))
-    np.save(path, np.stack([rows[order], places[order]]))
-    return path
+    return save(path, np.stack([rows[order], places[order]]))
 
 
 def _write_places(part: Path, start: int, path: Path) -> Path:
@@ -181,8 +181,7 @@ def _write_places(part: Path, start: int, path: Path) -> Path:
 def _write_ranks(places: Sequence[Path], number: int, path: Path) -> Path:
     """Task: the ranks of one shard's documents, by position."""
     found = gather(places, *_span(number), 2)
-    np.save(path, found[1, np.argsort(found[0])])
-    return path
+    return save(path, found[1, np.argsort(found[0])])
 
 
 def write_all(shards: Sequence[Shard], removed: Sequence[Path], ranks: Ranks | None, scratch: Path, work: Path, run: Run) -> list[Path]:
@@ -211,5 +210,4 @@ def _write_placed(number: int, placed: Sequence[Path], path: Path) -> Path:
     decisions["position"] = found[0] - np.uint64(_span(number)[0])
     decisions["survivor"] = found[1]
     decisions["similarity"] = np.ascontiguousarray(found[2]).view(np.float64)
-    np.save(path, decisions)
-    return path
+    return save(path, decisions)

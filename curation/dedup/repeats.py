@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curation.dedup.minhash import sorted_sets
 from curation.dedup.runs import END, RANGE_BYTES, Range, Run, gather, open_run, ranges
+from curation.whole import save
 from curation.words import WORDS_VERSION, Bytes, Hashes, Offsets, hash_words, kernel, text_buffers
 
 REPEATS_VERSION = f"1/words-{WORDS_VERSION}"
@@ -262,7 +263,7 @@ def _write_keys(config: RepeatsConfig, shard: Texts, path: Path, range_bytes: in
             needed = np.ones(len(keys), bool)
             needed[config.at_least :] = keys[config.at_least :] != keys[: -config.at_least]
             written.append(path.with_name(f"{path.name}-{len(written)}.npy"))
-            np.save(written[-1], keys[needed][None])
+            save(written[-1], keys[needed][None])
             held = []
     return written
 
@@ -273,8 +274,8 @@ def _count(keys: Sequence[Path], at_least: int, cut: Range, path: Path) -> Repea
     starts = np.flatnonzero(np.concatenate([np.ones(min(len(found), 1), bool), found[1:] != found[:-1]]))
     times = np.diff(np.append(starts, len(found)))
     made = Repeated(cut, path.with_name(f"{path.name}-enough.npy"), path.with_name(f"{path.name}-nearly.npy"))
-    np.save(made.enough, found[starts[times >= at_least]][None])
-    np.save(made.nearly, found[starts[times == at_least - 1]][None])
+    save(made.enough, found[starts[times >= at_least]][None])
+    save(made.nearly, found[starts[times == at_least - 1]][None])
     return made
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.dedup.minhash import Signatures
+from curation.whole import save
 from curation.words import Hashes, Offsets
 
 DUPLICATES = np.dtype([("position", "<u4"), ("survivor", "<u8"), ("similarity", "<f8")])
@@ -56,8 +57,7 @@ class Shard(Protocol):
 def write_run(path: Path, columns: Sequence[Hashes], *, by: Sequence[int] = (0,)) -> Path:
     """Write columns as a run, ordered by the columns `by`, of which the first is column 0."""
     order = np.argsort(columns[0]) if len(by) == 1 else np.lexsort([columns[i] for i in reversed(by)])
-    np.save(path, np.stack([column[order] for column in columns]).astype(np.uint64, copy=False))
-    return path
+    return save(path, np.stack([column[order] for column in columns]).astype(np.uint64, copy=False))
 
 
 def open_run(path: Path) -> Hashes:
@@ -122,5 +122,4 @@ def write_decisions(shard: Shard, runs: Sequence[Path], path: Path) -> Path:
     decisions["position"] = positions
     decisions["survivor"] = found[1]
     decisions["similarity"] = np.ascontiguousarray(found[2]).view(np.float64)
-    np.save(path, decisions)
-    return path
+    return save(path, decisions)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from curation.whole import save, whole
 from curation.words import Hashes, Offsets
 
 
@@ -53,6 +54,8 @@ class Store(NamedTuple):
             shutil.copyfileobj(more, values, 1 << 22)
         start[rows] = first + 1 + np.cumsum(lengths) - lengths
         length[rows] = lengths
+        start.flush()
+        length.flush()
         part.values.unlink()
         part.places.unlink()
 
@@ -79,9 +82,9 @@ def write_part(path: Path, rows: Hashes, pieces: Iterable[tuple[npt.NDArray[np.i
     """What one task found, (lengths, values) piece by piece, to be appended by the driver."""
     part = Part(path.with_suffix(".values"), path.with_suffix(".npy"))
     found = []
-    with part.values.open("wb") as file:
+    with whole(part.values) as temporary, temporary.open("wb") as file:
         for lengths, values in pieces:
             values.tofile(file)
             found.append(lengths)
-    np.save(part.places, np.stack([rows, np.concatenate(found).astype(np.uint64)]))
+    save(part.places, np.stack([rows, np.concatenate(found).astype(np.uint64)]))
     return part

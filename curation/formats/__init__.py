@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from curation.formats import delimited, documents, lines, streams, tables, warc, web
 from curation.formats.records import Chunk, Fields
-from curation.remote import Place
 from mixing import UserError
+from mixing.remote import Place
 
 Columns = list[tuple[str, str | None]] | None
 Spans = list[tuple[int, int | None]]

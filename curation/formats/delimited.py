@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from curation.formats.records import SNIFFED, Chunk, Fields, Record, Value, in_chunks, refused
 from curation.formats.streams import decoded_head, lines_of
-from curation.remote import Place
+from mixing.remote import Place
 
 DELIMITERS = ",\t;|"
 ROW_LIMIT = 256 << 20  # characters: a quote that is not closed by then is damage

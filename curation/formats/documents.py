@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from curation.formats.records import EXCERPT, Chunk, Fields, Record, chunk_of, refused
 from curation.formats.streams import decoded_bytes
-from curation.remote import Place
+from mixing.remote import Place
 
 
 def read_document(path: Place, fields: Fields, begin: int = 0, end: int | None = None) -> Iterator[Chunk]:

@@ -17,7 +17,7 @@ import orjson
 
 from curation.formats.records import SNIFFED, Chunk, Fields, Record, Value, as_key, as_type, chunk_of, in_chunks, narrowest, refused
 from curation.formats.streams import BYTE_ORDER_MARK, line_blocks, lines_of
-from curation.remote import Place
+from mixing.remote import Place
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 

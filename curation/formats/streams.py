@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import zstandard
 
-from curation.remote import Place
+from mixing.remote import Place
 
 BLOCK = 1 << 20  # what is parsed at a time: as much as the caches of a core hold
 DECODED_AT_ONCE = 4 << 10  # compressed bytes: what stands in front of damage is lost only within such a piece

@@ -29,7 +29,7 @@ from curation.formats.records import (
     one_line,
     refused,
 )
-from curation.remote import Place, native
+from mixing.remote import Place, native
 
 ARROW_MAGIC = b"ARROW1"
 UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError)  # the last from damaged names of columns

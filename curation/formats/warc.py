@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 from curation.formats import web
 from curation.formats.records import Chunk, Fields, Record, in_chunks
 from curation.formats.streams import DECODED_AT_ONCE, compression_of, decoded_blocks
-from curation.remote import Place
+from mixing.remote import Place
 
 PACKAGES = (*web.PACKAGES, "warcio", "brotli")
 COLUMNS = (*web.COLUMNS, "id", "content_type")

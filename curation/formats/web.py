@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from curation.formats.records import EXCERPT, Chunk, Fields, Record, as_type, chunk_of, refused
 from curation.formats.streams import BYTE_ORDER_MARK, decoded_bytes, encoding_of
-from curation.remote import Place
+from mixing.remote import Place
 
 PACKAGES = ("trafilatura", "justext", "htmldate", "courlan", "lxml", "lxml_html_clean")  # whose versions decide what is extracted
 COLUMNS = ("text", "title", "url", "date", "author", "language")

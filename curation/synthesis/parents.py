@@ -18,6 +18,7 @@ from curation.corpus import Shard, contents
 from curation.engine import Engine
 from curation.holdout import draw_of
 from curation.steps import ALIVE, State, frame, start
+from curation.whole import save
 
 PARENT = np.dtype([("lot", "<u8"), ("row", "<u8"), ("shard", "<u4"), ("group", "<u4"), ("position", "<i8")])
 AT_ONCE = 2048
@@ -50,8 +51,7 @@ def _parents_in(shard: Shard, number: int, rule: str, by: str | None, values: li
     found["lot"] = [draw_of(content, seed) for content in contents(shard, positions)]
     found["row"], found["shard"], found["group"], found["position"] = shard.rows()[positions], number, group, positions
     path = state.scratch / f"{shard.name}.parents.npy"
-    np.save(path, found)
-    return path
+    return save(path, found)
 
 
 def texts_in_turn(parents: npt.NDArray[np.void], shards: Sequence[Shard]) -> Iterator[tuple[int, str]]:

@@ -9,12 +9,12 @@ from typing import Any
 
 from curation.engine import Engine, Run
 from curation.finding import hash_files, locate
-from curation.remote import Place
 from curation.sources import SourceConfig
 from curation.synthesis.config import Generation, Server, SynthesizeConfig
 from curation.synthesis.template import Template, load, read
 from curation.work import Digests, key_of
 from mixing import UserError
+from mixing.remote import Place
 
 
 @dataclass(frozen=True)

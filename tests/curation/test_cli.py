@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from recipes import pool_of, recipe, write_corpus, write_file, write_recipe, write_records
 
-from curation import report
+from curation import terminal
 from curation.cli import main
 from curation.work import Work
 from mixing.manifest import Manifest
@@ -282,7 +282,7 @@ def test_table_by_source_is_turned_round_where_the_sources_are_many(sources: int
         ["kept", *("7" for _ in names), "88"],
     ]
 
-    lines = report.by_source(rows).splitlines()
+    lines = terminal.by_source(rows).splitlines()
 
     assert lines[1].split()[0] == first
     assert max(map(len, lines)) < 80
@@ -327,3 +327,24 @@ def test_full_disk_during_an_export_is_one_line_and_leaves_nothing(folder: Path,
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert "no room left on the disk for " in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+# --- on a cluster
+
+
+@pytest.mark.parametrize(("option", "place"), [("--work", "s3://bucket/work"), ("-o", "gs://bucket/m")])
+def test_a_folder_that_is_written_to_in_an_object_store_is_refused(folder: Path, option: str, place: str) -> None:
+    result = curate("build", folder / "recipe.yaml", option, place)
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"curate: {option} {place}: a build writes to a file system")
+    assert result.stderr.count("\n") == 1
+
+
+def test_engine_ray_without_ray_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+
+    result = curate("build", folder / "recipe.yaml", "-o", tmp_path / "out", "--work", tmp_path / "work", "--engine", "ray")
+
+    assert result.exit_code == 2
+    assert result.stderr == "curate: --engine ray: Ray is not installed; install `tilth[ray]` on every node, or leave --engine out\n"

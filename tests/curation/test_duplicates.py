@@ -12,7 +12,7 @@ import pytest
 from recipes import built, near_copy, pool_of, recipe, text_of, write_records
 
 from curation import corpus as corpus_module
-from curation import report, sources
+from curation import sources, terminal
 from curation.dedup import banding
 from curation.explain import why
 from curation.sources import cut
@@ -221,7 +221,7 @@ def test_guard_copies_of_another_source_and_rules_without_survivors_do_not_count
 
     manifest = build(tmp_path, records, steps, tmp_path / "out")
 
-    (step,) = report.facts(manifest)["duplicates"]
+    (step,) = terminal.facts(manifest)["duplicates"]
     assert step["sources"] == {
         "a": {"documents": 0, "own": 0, "of": 10, "share": 0.0, "gone": 0},
         "b": {"documents": 40, "own": 0, "of": 0, "share": 0.0, "gone": 30},
@@ -242,10 +242,10 @@ def test_groups_that_later_rules_dropped_whole_are_counted_and_explained(tmp_pat
 
     manifest = build(tmp_path, records, steps, tmp_path / "out", max_duplicates=1)
 
-    first, second = report.facts(manifest)["duplicates"]
+    first, second = terminal.facts(manifest)["duplicates"]
     assert (first["step"], first["groups_gone"], first["sources"]["a"]["documents"], first["sources"]["a"]["gone"]) == (2, 3, 12, 3)
     assert (second["step"], second["groups_gone"], second["sources"]["a"]["documents"], second["sources"]["a"]["gone"]) == (4, 3, 12, 3)
-    shown = report.inspect(manifest)
+    shown = terminal.inspect(manifest)
     assert "step 2: copy_of IS NULL" in shown
     assert "of 3 groups that are gone" in shown
     (lost,), (kept,) = why(manifest, "28", None, None), why(manifest, "25", None, None)
@@ -262,7 +262,7 @@ def test_groups_whose_survivor_is_a_duplicate_itself_are_followed_to_the_end(tmp
 
     manifest = build(tmp_path, records, steps, tmp_path / "out")
 
-    assert [(step["groups_gone"], step["sources"]["a"]["gone"]) for step in report.facts(manifest)["duplicates"]] == [(1, 1), (1, 1)]
+    assert [(step["groups_gone"], step["sources"]["a"]["gone"]) for step in terminal.facts(manifest)["duplicates"]] == [(1, 1), (1, 1)]
     (followed,) = why(manifest, "4", None, None)
     assert "    row 3 was dropped by: twin IS NULL, the same as row 5, a.jsonl#" in followed
     assert "    row 5 was dropped by: score < 9, found: 9; nothing of the group is left\n" in followed
@@ -280,7 +280,7 @@ def test_groups_dropped_for_each_other_by_two_signals_are_gone(tmp_path: Path) -
 
     manifest = build(tmp_path, records, steps, tmp_path / "out")
 
-    assert [(step["groups_gone"], step["sources"]["a"]["gone"]) for step in report.facts(manifest)["duplicates"]] == [(1, 1), (1, 1)]
+    assert [(step["groups_gone"], step["sources"]["a"]["gone"]) for step in terminal.facts(manifest)["duplicates"]] == [(1, 1), (1, 1)]
     assert "they were dropped for each other; nothing of the group is left" in next(why(manifest, "0", None, None))
 
 
@@ -304,7 +304,7 @@ def test_pairs_given_up_are_a_warning_of_the_build_and_a_line_of_inspect_every_t
     assert given_up is not None
     assert int(given_up[1].replace(",", "")) > 24 * 23 // 2  # a bucket of more than 32, less the 8
     assert again.warnings == made.warnings
-    assert f"twin: {given_up[1]} pairs that might be alike were not compared" in report.inspect(Manifest.open(again.folder))
+    assert f"twin: {given_up[1]} pairs that might be alike were not compared" in terminal.inspect(Manifest.open(again.folder))
 
 
 def test_priority_by_a_signal_that_is_configured_anew_decides_as_in_a_fresh_work_directory(tmp_path: Path) -> None:

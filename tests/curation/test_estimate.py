@@ -11,7 +11,7 @@ from recipes import built, pool_of, recipe, text_of, write_corpus, write_recipe,
 from curation.engine import Run
 from curation.estimate import Estimate, estimate
 from curation.recipe import load
-from curation.report import dry_run
+from curation.terminal import dry_run
 from mixing import UserError
 
 

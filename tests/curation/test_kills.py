@@ -138,3 +138,25 @@ def test_build_on_a_full_disk_ends_with_one_message_and_goes_on_when_there_is_ro
         subprocess.run(["mount", "-o", "remount,size=64m", tmp_path / "disk"], check=True)
         made = built(path.parent, json.loads(path.read_text()), tmp_path / "out", work)
         assert made.digest == digest
+
+
+class Twice(Engine):
+    """Does all tasks of a phase, and then all of them again, as if every first attempt had been lost with its results."""
+
+    def map(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], label: str, at_most: int | None = None) -> list[Any]:
+        for task in tasks:
+            function(*task)
+        return super().map(function, tasks, label, at_most)
+
+
+def test_a_build_whose_every_task_is_done_twice_gives_the_same_manifest_and_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = small(tmp_path)
+    values["sources"]["prose"]["max_duplicates"] = 0.9
+    once = built(tmp_path, values, tmp_path / "once", tmp_path / "work once")
+    monkeypatch.setattr(import_module("curation.build"), "Engine", Twice)
+
+    twice = built(tmp_path, values, tmp_path / "twice", tmp_path / "work twice")
+
+    assert twice.digest == once.digest
+    told = [json.loads((tmp_path / name / "provenance.json").read_text())["duplicates"] for name in ("once", "twice")]
+    assert told[0] == told[1] != []

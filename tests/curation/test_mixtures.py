@@ -11,7 +11,7 @@ from recipes import built, recipe, write_corpus, write_recipe
 from curation.build import build
 from curation.engine import Run
 from curation.recipe import load
-from curation.report import facts, inspect
+from curation.terminal import facts, inspect
 from mixing import UserError
 from mixing.audit import verify
 from mixing.manifest import Manifest

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from recipes import built, pool_of, recipe, write_corpus
 
-from curation import report
+from curation import terminal
 from curation.signals.fasttext_scoring import MODEL
 from mixing import UserError
 from mixing.manifest import Manifest
@@ -47,12 +47,12 @@ def test_two_classifiers_build_to_one_digest_in_another_work_directory_with_othe
 
 def test_held_out_figures_of_a_classifier_are_shown_but_are_no_part_of_the_digest(corpus: Path) -> None:
     manifest = Manifest.open(corpus / "out")
-    shown = report.classifiers(manifest)
+    shown = terminal.classifiers(manifest)
 
     figures = json.loads((corpus / "out" / "provenance.json").read_text())["models"]
     assert set(figures) == {"code", "web"}
     assert f"{figures['code']['auc']:.4f}" in shown
-    assert report.facts(manifest)["trained"] == figures
+    assert terminal.facts(manifest)["trained"] == figures
     assert "auc" not in (corpus / "out" / "manifest.json").read_text()
 
 
@@ -74,7 +74,7 @@ def test_every_kind_of_trained_score_stands_in_the_pool_and_its_values_can_decid
     assert {row["topic"]["topic"] for row in kept} <= set(topics)
     assert len(kept) > 100
     assert set(Manifest.open(tmp_path / "out").header["models"]) == {"importance", "topic"}
-    assert "topic" in report.built(made)
+    assert "topic" in terminal.built(made)
 
 
 def test_model_from_a_file_gives_what_it_gave_where_it_was_trained(corpus: Path, tmp_path: Path) -> None:

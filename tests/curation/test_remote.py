@@ -10,53 +10,35 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pyarrow import fs
 from recipes import built, recipe, text_of, write_corpus, write_records
+from stores import connected, served, upload
 
 import curation
-from curation import remote
 from curation.engine import Engine
-from curation.remote import Remote, filesystem, list_files, parse_url, retried
 from curation.sources import Source, SourceConfig, cut, read_unit, resolve
 from curation.work import Digests, Work
-from mixing import UserError
+from mixing import UserError, remote
 from mixing.manifest import Manifest
 from mixing.measurements import Measurement, append
+from mixing.remote import Remote, filesystem, list_files, parse_url, retried
 
 SECRET = "c0ffee-secret-of-the-test"
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+def environment() -> Iterator[dict[str, str]]:
+    with served() as found:
+        yield found
 
 
 @pytest.fixture
-def store(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def store(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The store as the environment names it."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "someone",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
+    for name, value in {**environment, "AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": SECRET}.items():
         monkeypatch.setenv(name, value)
     filesystem.cache_clear()
-    yield fs.S3FileSystem(endpoint_override=endpoint, region="us-east-1", allow_bucket_creation=True)
+    yield connected(environment)
     filesystem.cache_clear()
-
-
-def upload(store: Any, folder: Path, bucket: str) -> None:
-    store.create_dir(bucket)
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with store.open_output_stream(f"{bucket}/{path.relative_to(folder)}", compression=None) as out:
-                out.write(path.read_bytes())
 
 
 def resolved(folder: Path, **config: Any) -> Source:

@@ -18,8 +18,8 @@ from recipes import built, json_lines, recipe, text_of, write_corpus, write_file
 from curation import sources
 from curation.engine import Engine
 from curation.finding import locate, natural
-from curation.report import inspect
 from curation.sources import Source, SourceConfig, cut, read_unit, resolve
+from curation.terminal import inspect
 from curation.work import Digests, Work, key_of
 from mixing import UserError, validated
 from mixing.manifest import Manifest

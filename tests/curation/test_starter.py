@@ -215,11 +215,33 @@ def test_question_and_answer_become_one_text(tmp_path: Path) -> None:
     assert built(tmp_path / "recipe.yaml", tmp_path / "out").sources["qa"]["kept"] == 38
 
 
+def test_awkward_names_copies_and_optional_columns_give_a_recipe_that_builds(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    write_records(corpus / "paren" / "a.parquet", [{"text (en)": text_of(n), "n": n} for n in range(40)])
+    write_file(corpus / "spa ce [x]" / "a b.jsonl", lines([{"Full Text": text_of(100 + n), "meta": {"k": [1]}} for n in range(40)]))
+    write_file(corpus / "spa ce [x]" / "c*d.jsonl", lines([{"Full Text": text_of(200 + n)} for n in range(40)]))
+    write_file(corpus / "true" / "a.jsonl", lines(records(3, 30)).decode().encode("utf-16"))
+    write_file(corpus / "mirror" / "a.jsonl", lines(records(4, 30)))
+    write_file(corpus / "zz_mirror" / "b.jsonl", lines(records(4, 30)[::-1]))  # every text is in `mirror`
+    write_file(corpus / "same" / "a.jsonl", lines([{"text": "one and the same", "n": n} for n in range(40)]))
+    for number in range(100):
+        write_file(corpus / "many" / str(number % 7) / f"{number}.txt", text_of(1000 + number).encode())
+
+    result = curate("init", corpus, "-o", tmp_path / "recipe.yaml")
+
+    assert result.exit_code == 0, result.output
+    assert "zz_mirror/b.jsonl: every text of it stands in an earlier source" in result.stdout
+    assert "same/a.jsonl: of its 40 texts hardly any is left without copies" in result.stdout
+    read = {name: one["read"] for name, one in built(tmp_path / "recipe.yaml", tmp_path / "out").sources.items()}
+    assert read == {"many": 100, "mirror": 30, "paren": 40, "spa_ce_x": 80, "true": 30}
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
         (["nowhere"], "no file matches 'nowhere'"),
         (["empty"], "no texts below"),
+        (["same"], "hardly any is left without copies; accepted: files with texts of their own"),
         (["ok", "-o", "recipe.yaml"], "exists; choose another name, or pass --replace"),
         (["ok", "-o", "no/folder.yaml"], "no folder"),
         (["ok", "-o", "new.yaml", "--base", "/no/such/model"], "does not exist"),
@@ -229,6 +251,7 @@ def test_refusal_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     write_file(tmp_path / "ok" / "a.jsonl", lines(records(1, 5)))
     write_file(tmp_path / "empty" / "a.json", b'[{"text": "x"}]')
+    write_file(tmp_path / "same" / "a.jsonl", lines([{"text": "one and the same", "n": n} for n in range(40)]))
     if part.startswith("exists"):
         (tmp_path / "recipe.yaml").write_text("mine")
 
@@ -238,4 +261,5 @@ def test_refusal_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert result.stderr.startswith("curate: ")
     assert result.stderr.count("\n") == 1
     assert part in result.stderr
-    assert [path.name for path in tmp_path.glob("*.yaml")] == (["recipe.yaml"] if part.startswith("exists") else [])
+    written = [path.name for path in tmp_path.iterdir() if path.is_file()]
+    assert written == (["recipe.yaml"] if part.startswith("exists") else [])

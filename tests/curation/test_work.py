@@ -93,6 +93,21 @@ def test_folder_atomic_that_fails_leaves_no_folder_and_the_next_starts_anew(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["unit"]
 
 
+def test_folder_atomic_of_two_attempts_keeps_the_first_that_ends(tmp_path: Path) -> None:
+    def attempt(name: str, meanwhile: str | None) -> None:
+        with folder_atomic(tmp_path / "unit") as folder:
+            (folder / name).touch()
+            if meanwhile is not None:
+                (tmp_path / "unit").mkdir()  # what another attempt made
+                (tmp_path / "unit" / meanwhile).touch()
+
+    attempt("late", "early")
+    assert [path.name for path in (tmp_path / "unit").iterdir()] == ["early"]
+    attempt("anew", None)  # what lay there before was damaged
+    assert [path.name for path in (tmp_path / "unit").iterdir()] == ["anew"]
+    assert [path.name for path in tmp_path.iterdir()] == ["unit"]
+
+
 def test_sha256_folder_depends_on_names_and_bytes_only(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name / "sub").mkdir(parents=True)

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from mixing import UserError
-from train.goal import Candidate, best, gain, lower_is_better
+from mixing.curves import gain, lower_is_better
+from train.goal import Candidate, best
 
 BEFORE = {"loss/t": 5.0, "accuracy/g": 0.5}
 

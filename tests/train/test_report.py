@@ -9,12 +9,13 @@ import pytest
 from click.testing import CliRunner
 
 from mixing import validated
+from mixing.chart import lines, short, ticks
+from mixing.curves import smoothed, thinned
 from mixing.measurements import Measurement, append
 from train.__main__ import main
-from train.chart import lines, short, ticks
 from train.config import Config
 from train.loop import train
-from train.report import report, smoothed, thinned
+from train.report import report
 
 
 class Checked(html.parser.HTMLParser):

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from mixing import UserError
+from mixing.curves import Gap, gap, gaps, retention
 from mixing.measurements import Measurement
-from train.stability import Gap, gap, gaps, relative_updates, retention
+from train.stability import relative_updates
 
 
 def test_gap_of_a_v_curve_has_exact_values() -> None:

@@ -160,3 +160,17 @@ def test_model_folder_that_does_not_exist_is_refused_without_asking_the_hub(
 
     with pytest.raises(UserError, match=rf"model\.path: {path}: no such folder"):
         train(manifest_folder, validated(Config, values | {"model": {"path": path}}), None, tmp_path / "run")
+
+
+def test_a_run_that_torchrun_may_restart_is_resumed_without_being_asked(
+    first: Path, values: dict[str, Any], manifest_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = len(lines(first))
+    with pytest.raises(UserError, match=r"holds a run with step-.*; go on with --start resume"):
+        train(manifest_folder, validated(Config, values), None, first)
+    shutil.rmtree(checkpoints(first)[-1])
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+
+    train(manifest_folder, validated(Config, values), None, first)
+
+    assert len(lines(first)) == steps

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from mixing import UserError
 
 SCHEMES = ("s3", "gs", "az", "hf")
-PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds between the attempts
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 16.0)  # seconds between the attempts: an outage of half a minute is waited out
 _HOPELESS = ("ACCESS_DENIED", "AccessDenied", "NO_SUCH_BUCKET", "NoSuchBucket", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH")
 
 Result = TypeVar("Result")

@@ -212,12 +212,21 @@ def classifiers(manifest: Manifest) -> str:
 
 def _short(rule: str) -> str:
     if rule.startswith("top: "):
-        top = json.loads(rule.removeprefix("top: "))
-        budget = next(
-            f"{top[name]:,} {name}" if name != "share" else f"{top[name]:.1%}" for name in ("tokens", "documents", "share") if name in top
-        )
-        return f"top {budget} by {top['by']}, {top['order']}" if "by" in top else f"top {budget}, {top['order']}"
+        return told(rule).partition(", where ")[0]
     return rule if len(rule) <= 60 else f"{rule[:57]}..."
+
+
+def told(rule: str) -> str:
+    """A rule as it is written, and a `top` in words."""
+    if not rule.startswith("top: "):
+        return rule
+    top = json.loads(rule.removeprefix("top: "))
+    budget = next(
+        f"{top[name]:,} {name}" if name != "share" else f"{top[name]:.1%}" for name in ("tokens", "documents", "share") if top.get(name)
+    )
+    where = f", where {top['where']}" if top.get("where") else ""
+    by = f" by {top['by']}" if top.get("by") else ""
+    return f"top {budget}{by}, {top['order']}{where}"
 
 
 def budget(manifest: Manifest) -> str:

@@ -54,8 +54,8 @@ def short(value: float) -> str:
     return f"{value:.4g}"
 
 
-def lines(title: str, series: Mapping[str, Curve], x_label: str = "tokens", from_start: bool = False) -> str:
-    """A chart of curves over one pair of axes; `from_start` draws a line at the height at which the first curve began."""
+def lines(title: str, series: Mapping[str, Curve], x_label: str = "tokens", from_start: bool = False, style: str = STYLE) -> str:
+    """A chart of curves over one pair of axes; `from_start` draws a line at the height at which the first curve began. `style` is the drawing's own: none in a page that has one."""
     points = {name: [(x, y) for x, y in curve if math.isfinite(y)] for name, curve in series.items()}
     every = [point for curve in points.values() for point in curve]
     if not every:
@@ -70,13 +70,15 @@ def lines(title: str, series: Mapping[str, Curve], x_label: str = "tokens", from
         colour = COLOURS[number % len(COLOURS)]
         dash = "" if number < len(COLOURS) else ' stroke-dasharray="6 3"'
         path = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in curve)
-        parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2"{dash} points="{path}"/>')
+        parts.append(
+            f'<polyline class="line c{number % len(COLOURS)}" fill="none" stroke="{colour}" stroke-width="2"{dash} points="{path}"/>'
+        )
         parts += [
-            f'<circle cx="{frame.x(x)}" cy="{frame.y(y)}" r="2.6" fill="{colour}"><title>{html.escape(name)}: {y:.4g} at {short(x)} {x_label}</title></circle>'
+            f'<circle class="c{number % len(COLOURS)}" cx="{frame.x(x)}" cy="{frame.y(y)}" r="2.6" fill="{colour}"><title>{html.escape(name)}: {y:.4g} at {short(x)} {x_label}</title></circle>'
             for x, y in curve
             if len(curve) <= MARKED
         ]
-    return _svg(title, "".join(parts), list(points) if len(points) > 1 else [])
+    return _svg(title, "".join(parts), list(points) if len(points) > 1 else [], style)
 
 
 def _axes(frame: Frame, x_label: str) -> str:
@@ -91,17 +93,19 @@ def _axes(frame: Frame, x_label: str) -> str:
     return "".join(parts)
 
 
-def _svg(title: str, inner: str, names: Sequence[str]) -> str:
+def _svg(title: str, inner: str, names: Sequence[str], style: str) -> str:
     """The drawing with its title above and its curves' names below, two a line."""
     height = HEIGHT + 18 * -(-len(names) // 2)
     keys = []
     for number, name in enumerate(names):
         x, y = LEFT + number % 2 * (WIDTH - LEFT) // 2, HEIGHT + 18 * (number // 2) + 8
         shown = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
-        keys.append(f'<rect x="{x}" y="{y - 8}" width="14" height="4" rx="2" fill="{COLOURS[number % len(COLOURS)]}"/>')
+        keys.append(
+            f'<rect class="c{number % len(COLOURS)}" x="{x}" y="{y - 8}" width="14" height="4" rx="2" fill="{COLOURS[number % len(COLOURS)]}"/>'
+        )
         keys.append(f'<text class="soft" x="{x + 20}" y="{y}">{html.escape(shown)}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img" '
-        f'aria-label="{html.escape(title)}"><style>{STYLE}</style><rect class="paper" width="{WIDTH}" height="{height}"/>'
+        f'aria-label="{html.escape(title)}">{f"<style>{style}</style>" if style else ""}<rect class="paper" width="{WIDTH}" height="{height}"/>'
         f'<text class="ink" x="{LEFT}" y="20" font-weight="600">{html.escape(title)}</text>{inner}{"".join(keys)}</svg>'
     )
