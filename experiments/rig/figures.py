@@ -1,4 +1,4 @@
-"""The charts of the pages, drawn with the product's own (`train.chart`), from results alone. Values are means over the seeds."""
+"""The charts of the pages, drawn with the product's own (`mixing.chart`), from results alone. Values are means over the seeds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from experiments.rig.judging import mean
 from experiments.rig.results import Result, Results
-from train import chart
+from mixing import chart
 
 MAIN = "medical"
 
