@@ -10,6 +10,8 @@ DEMO_FILES := $(addprefix build/demo/corpus/,docstrings.jsonl descriptions.parqu
 FILES ?= $(DEMO_FILES)
 TOKENIZER ?= build/demo/bpe-4096/tokenizer.json
 RECIPE ?= data_manifests/demo.yaml
+CORPORA ?= corpora
+SCALE ?= small
 
 BIN := $(VENV)/bin
 # One thread per process: two spinning thread pools on two busy cores cost a factor of five.
@@ -17,7 +19,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 POLARS_MAX_THREADS=1 TOKENIZ
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-browser test-ray test-vllm check docs site bench clean
+.PHONY: help setup demo test test-fast test-browser test-ray test-vllm check docs site bench claims claims-full clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +86,12 @@ bench: $(VENV)/.ready ## every script in benchmarks/, on the demo's corpus or on
 	$(BIN)/python benchmarks/mixture.py $(TOKENIZER) $(FILES)
 	$(BIN)/python benchmarks/mixture_scale.py $(TOKENIZER) $(FILES)
 	$(BIN)/python benchmarks/kill_and_resume.py $(RECIPE) --each 1
+
+claims: $(VENV)/.ready ## the papers' robust claims in miniature (flagship, replay, subset, soup, order, rate), three seeds; CORPORA=folder of corpora (under an hour)
+	$(BIN)/python -m experiments claims --corpora $(CORPORA) --jobs $(JOBS)
+
+claims-full: $(VENV)/.ready ## all of the papers' claims, medical and mathematics; CORPORA=folder of corpora, SCALE=large on a GPU
+	$(BIN)/python -m experiments claims-full --corpora $(CORPORA) --jobs $(JOBS) --scale $(SCALE) --domains medical,math
 
 clean: ## remove what builds, tests and the demo wrote (the environment stays)
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

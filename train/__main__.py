@@ -223,15 +223,22 @@ def sweep(config: Path, output: Path, jobs: int | None, as_json: bool) -> None:
 @click.argument("sweep_folder", metavar="SWEEP", type=click.Path(path_type=Path))
 @click.option("--parameters", type=float, metavar="N", help="With --base-tokens: also the best target by training FLOPs, 6 N D.")
 @click.option("--base-tokens", type=float, default=0.0, metavar="D", help="Tokens of the base model's pre-training.")
-def characterise(sweep_folder: Path, parameters: float | None, base_tokens: float) -> None:
+@click.option("--json", "as_json", is_flag=True, help="For a program to read.")
+def characterise(sweep_folder: Path, parameters: float | None, base_tokens: float, as_json: bool) -> None:
     """Say what each data set of a finished SWEEP did to each metric: helped, hurt or neither, against noise."""
     with _refusals():
+        import json
+
         from train import characterise as characters
 
-        click.echo(characters.shown(characters.characterise(sweep_folder)))
-        if parameters:
-            for row in characters.compute(sweep_folder, parameters, base_tokens):
-                click.echo(f"{row['data_set']}  {row['duration']:,} tokens  {row['flops']:.3g} FLOPs  {row['metric']} {row['best']:.4f}")
+        found = characters.characterise(sweep_folder)
+        spent = characters.compute(sweep_folder, parameters, base_tokens) if parameters else []
+        if as_json:
+            click.echo(json.dumps({"data_sets": characters.described(found), "compute": spent}, indent=1))
+            return
+        click.echo(characters.shown(found))
+        for row in spent:
+            click.echo(f"{row['data_set']}  {row['duration']:,} tokens  {row['flops']:.3g} FLOPs  {row['metric']} {row['best']:.4f}")
 
 
 @main.command()

@@ -167,6 +167,27 @@ def sweep_cells(folder: Path, name: str) -> list[dict[str, Any]]:
     return found
 
 
+def described(characters: Sequence[Character]) -> list[dict[str, Any]]:
+    """What `shown` tells, for a program; a number that is not finite is None."""
+
+    def told(found: Change) -> dict[str, Any]:
+        numbers = {name: value if math.isfinite(value) else None for name, value in found._asdict().items()}
+        return numbers | {"verdict": found.verdict}
+
+    return [
+        {
+            "data_set": one.name,
+            "target": one.target,
+            "learning_rate": one.learning_rate,
+            "duration": one.duration,
+            "drop": one.drop,
+            "changes": {metric: told(found) for metric, found in one.changes.items()},
+            "by_rate": {f"{rate:g}": told(found) for rate, found in one.by_rate.items()},
+        }
+        for one in characters
+    ]
+
+
 def shown(characters: Sequence[Character]) -> str:
     """A row per data set and metric; then what is to be dropped."""
     rows = [["data set", "metric", "gain", "band", "verdict"]]

@@ -207,6 +207,19 @@ def test_inspect_shows_the_funnel_whose_lines_add_up(folder: Path) -> None:
     assert count["read"] == sum(parts) == len(pool_of(folder / "out"))
 
 
+def test_build_that_chooses_at_random_names_the_choice_in_its_report(folder: Path) -> None:
+    chosen = {"top": {"order": "random", "where": "source = 'code'", "documents": 12}}
+    path = write_recipe(folder, recipe(name="drawn", steps=[chosen]), "drawn.yaml")
+
+    result = curate("build", path, "-o", folder / "drawn", "--workers", "1")
+
+    assert result.exit_code == 0, result.stderr
+    line = next(line for line in result.stdout.splitlines() if "top 12 documents, random" in line)
+    assert int(line.split()[-1]) == sum(
+        row["reason"] is not None and row["reason"].startswith("top: ") for row in pool_of(folder / "drawn")
+    )
+
+
 def test_verify_says_what_holds_and_exits_1_when_something_does_not(folder: Path, tmp_path: Path) -> None:
     good = curate("verify", folder / "out")
     assert good.exit_code == 0

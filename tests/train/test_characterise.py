@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from mixing import UserError
-from train.characterise import Change, Character, characterise, compute, flops, over_items, over_seeds, shown
+from train.characterise import Change, Character, characterise, compute, described, flops, over_items, over_seeds, shown
 from train.sweep import run_sweep
 
 
@@ -59,6 +60,19 @@ def test_data_set_is_dropped_only_if_it_hurts_at_every_rate() -> None:
     assert not character(low=same, high=hurt).drop
     assert "a: drop, it hurts loss/t at every learning rate" in shown([character(low=hurt)])
     assert "a: keep, at learning rate 0.0001 for 1,000 tokens" in shown([character(low=same)])
+
+
+def test_described_for_a_program_says_what_is_shown_and_has_no_nan() -> None:
+    changes = {"loss/t": Change(0.3, 0.1), "loss/u": Change(math.nan, 0.0)}
+    character = Character("a", "loss/t", 1e-4, 1000, changes, {1e-4: changes["loss/t"]})
+
+    (found,) = json.loads(json.dumps(described([character]), allow_nan=False))
+
+    assert found["changes"] == {
+        "loss/t": {"gain": 0.3, "band": 0.1, "verdict": "helped"},
+        "loss/u": {"gain": None, "band": 0.0, "verdict": "diverged"},
+    }
+    assert (found["data_set"], found["drop"], list(found["by_rate"])) == ("a", False, ["0.0001"])
 
 
 @pytest.mark.slow
