@@ -225,7 +225,8 @@ def told(rule: str) -> str:
         f"{top[name]:,} {name}" if name != "share" else f"{top[name]:.1%}" for name in ("tokens", "documents", "share") if top.get(name)
     )
     where = f", where {top['where']}" if top.get("where") else ""
-    return f"top {budget} by {top.get('by')}, {top['order']}{where}"
+    by = f" by {top['by']}" if top.get("by") else ""
+    return f"top {budget}{by}, {top['order']}{where}"
 
 
 def budget(manifest: Manifest) -> str:

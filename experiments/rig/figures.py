@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from experiments.rig.judging import mean
 from experiments.rig.results import Result, Results
-from train import chart
+from mixing import chart
 
 MAIN = "medical"
 
