@@ -328,7 +328,7 @@ def test_nobody_imports_the_experiments_and_they_import_the_charts_alone() -> No
     of_experiments = {found for name, path in EXPERIMENTS.items() for found in imported(name, path)}
 
     assert not [found for found in of_product if found.split(".")[0] == "experiments"]
-    assert of_experiments == {"train.chart"}
+    assert of_experiments == {"mixing.chart"}
 
 
 @pytest.mark.parametrize("name", sorted(EVERY_MODULE | EXPERIMENTS))
