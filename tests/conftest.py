@@ -1,4 +1,4 @@
-"""What every test starts from: one thread, no network, and a folder outside the repository for whatever a test writes."""
+"""What every test starts from: one thread, no network, a folder outside the repository for whatever a test writes, and no judgement by the clock."""
 
 from __future__ import annotations
 
@@ -9,3 +9,8 @@ for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS"):
     os.environ.setdefault(variable, "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+settings.register_profile("a busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("a busy machine")

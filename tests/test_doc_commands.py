@@ -22,6 +22,8 @@ from train.__main__ import main as train
 
 ROOT = Path(__file__).parents[1]
 TUTORIAL = "docs/guides/first-manifest.md"
+pytestmark = pytest.mark.timeout(900)
+
 GUIDES = [path.relative_to(ROOT).as_posix() for folder in ("guides", "concepts") for path in sorted((ROOT / "docs" / folder).glob("*.md"))]
 PAGES = ["README.md", "CONTRIBUTING.md", "data_manifests/README.md", *GUIDES]
 PROGRAMS = ("curate", "python", "torchrun", "make", "pip", "source", "vllm", "srun", "curl", "ssh", "git", "tilth-train")
@@ -95,7 +97,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     (programs / "curate").chmod(0o755)
     path = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": path, "TERM": "dumb"}
-    return subprocess.run(["bash", "-ec", command], cwd=folder, capture_output=True, text=True, timeout=250, env=environment, check=False)
+    return subprocess.run(["bash", "-ec", command], cwd=folder, capture_output=True, text=True, timeout=600, env=environment, check=False)
 
 
 @pytest.fixture(scope="module")

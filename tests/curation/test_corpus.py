@@ -132,7 +132,7 @@ def test_a_source_that_loses_more_than_its_limit_is_refused_with_reasons_and_an_
 # --- sidecars
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(calls=st.lists(st.lists(st.booleans(), min_size=7, max_size=7), min_size=1, max_size=5), nulls=st.sets(st.integers(0, 6)))
 def test_sidecar_computes_only_what_is_missing_and_keeps_values_nulls_and_unknowns_apart(
     tmp_path_factory: pytest.TempPathFactory, calls: list[list[bool]], nulls: set[int]

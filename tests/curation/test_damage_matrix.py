@@ -384,7 +384,7 @@ def test_matrix_has_no_case_twice_and_covers_every_format() -> None:
     } <= {name.split(" ")[0] for name in names}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_bytes_flipped_or_cut_anywhere_never_stop_the_reading(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Any damage whatever: reading ends, and every record is a document or has a reason."""

@@ -80,7 +80,6 @@ ODD_LINES = [
 
 
 @given(st.lists(st.sampled_from(ODD_LINES), max_size=8), st.booleans(), st.integers(1, 60))
-@settings(deadline=None)
 def test_records_of_a_block_read_at_once_are_those_of_its_lines_read_one_by_one(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], mark: bool, block: int
 ) -> None:
@@ -180,7 +179,7 @@ def test_an_empty_file_or_only_blank_lines_have_no_records(tmp_path: Path) -> No
     assert read(tmp_path / "d", gzip.compress(b"")) == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lines=st.lists(st.sampled_from([b'{"text": "a"}', b"", b"\r", b"x", b'{"text": "\xc3\xa9\xe2\x80\xa8"}\r', b"y" * 40]), max_size=12),
     ending=st.sampled_from([b"", b"\n"]),
@@ -573,7 +572,6 @@ def test_clean_mask_pii_leaves_code_numbers_and_private_addresses(text: str) -> 
     assert CLEAN["mask_pii"](text) == text
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(st.sampled_from("aé\u0301中@.+- (0123456789\r\n\t\x00\x85\x7f"), max_size=30), max_size=6))
 def test_clean_all_of_many_texts_is_cleaned_of_each(texts: list[str]) -> None:
     for steps in (tuple(CLEAN), tuple(reversed(CLEAN))):

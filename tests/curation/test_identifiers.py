@@ -100,7 +100,7 @@ PIECES = [
 ]  # fmt: skip
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(st.sampled_from(PIECES), max_size=25), st.integers(0, 3))
 def test_places_found_in_windows_are_those_of_the_whole_text(parts: list[str], far: int) -> None:
     text = ("word " * 80 * far).join("".join(parts[start : start + 6]) for start in range(0, len(parts), 6)).encode()
@@ -110,7 +110,7 @@ def test_places_found_in_windows_are_those_of_the_whole_text(parts: list[str], f
     assert windows == _in_window(text, 0, len(text), _ALL)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.one_of(st.sampled_from(PIECES), st.text(st.characters(exclude_categories=["Cs"]), max_size=5)), max_size=25).map("".join)
 )
@@ -121,7 +121,7 @@ def test_masking_a_masked_text_changes_nothing(text: str) -> None:
     assert kinds(once) == []
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.lists(st.sampled_from(PIECES), max_size=8).map("".join), max_size=6))
 def test_places_of_many_texts_are_those_of_each(texts: list[str]) -> None:
     together = dict(found([text.encode() for text in texts]))

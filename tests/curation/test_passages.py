@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from curation.passages import Passage, excerpt, first_character, first_difference, longest_shared, words_of
@@ -24,13 +24,11 @@ def plain_longest(one: list[str], other: list[str]) -> Passage:
     return Passage(0, 0, 0)
 
 
-@settings(deadline=None)
 @given(TEXT, TEXT)
 def test_longest_shared_passage_is_that_of_a_look_at_all(one: str, other: str) -> None:
     assert longest_shared(words_of(one), words_of(other)) == plain_longest(words(one), words(other))
 
 
-@settings(deadline=None)
 @given(TEXT, st.integers(0, 12), st.integers(0, 12))
 def test_excerpt_has_the_words_asked_for_and_begins_and_ends_with_them(text: str, first: int, count: int) -> None:
     found = excerpt(text, first, count)
@@ -41,7 +39,6 @@ def test_excerpt_has_the_words_asked_for_and_begins_and_ends_with_them(text: str
         assert words(found[-1:])
 
 
-@settings(deadline=None)
 @given(TEXT, TEXT)
 def test_first_difference_is_where_the_words_and_characters_part(one: str, other: str) -> None:
     mine, theirs = words(one), words(other)

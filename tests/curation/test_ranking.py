@@ -38,7 +38,7 @@ def by_cut(folder: Path, shards: list[tuple[list[float], list[int], list[int]]],
 documents = st.lists(st.tuples(st.sampled_from(VALUES), st.integers(0, 9), st.integers(0, 2)), max_size=40)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(found=documents, seed=st.integers(0, 100), budget=st.integers(0, 120), shards=st.integers(1, 4))
 def test_cut_of_tied_negative_and_infinite_values_is_that_of_a_plain_sort(
     tmp_path_factory: pytest.TempPathFactory, found: list[tuple[float, int, int]], seed: int, budget: int, shards: int
@@ -56,7 +56,7 @@ def test_cut_of_tied_negative_and_infinite_values_is_that_of_a_plain_sort(
     assert by_cut(folder, ones, documents=budget) == plain(keys, rows, [1] * len(rows), budget)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @example(count=100, percent=29)
 @given(count=st.integers(0, 300), percent=st.integers(1, 100))
 def test_share_takes_exactly_that_part_of_the_documents_rounded_down(

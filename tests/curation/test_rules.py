@@ -132,7 +132,7 @@ def test_division_by_zero_is_infinite_not_missing() -> None:
 numbers = st.one_of(st.none(), st.integers(-3, 3), st.sampled_from([0.5, -0.5, 1e308, 1e-308]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(x=numbers, y=numbers)
 def test_comparisons_of_arithmetic_follow_ieee_with_null_for_nan(x: float | None, y: float | None) -> None:
     schema = pa.schema([("x", pa.float64()), ("y", pa.float64())])

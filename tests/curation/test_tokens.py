@@ -87,7 +87,7 @@ def rows(encoded: tuple[np.ndarray, np.ndarray]) -> list[list[int]]:
     return [ids[start:end].tolist() for start, end in pairwise(offsets)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.one_of(st.sampled_from([*SENTENCES[:4], *SPECIAL, "  ", "\n\n", "matrix", "<|end|", ""]), st.text(max_size=20)), max_size=6)
 )

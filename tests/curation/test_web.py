@@ -341,7 +341,7 @@ def test_html_with_more_structured_data_than_is_searched_keeps_its_text() -> Non
     assert text_of_page(page(FIRST, LAST, head=script)) == f"On soil\n{FIRST}\n{LAST}"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_html_with_any_bytes_changed_never_stops_the_reading(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     content = bytearray(
@@ -580,7 +580,7 @@ def test_warc_sizes_add_up_to_the_decoded_file_before_its_last_document(tmp_path
     assert until_last - 4 * 15 <= sum(record.size for record in found) <= until_last
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_warc_of_random_records_gives_what_the_iterator_of_warcio_gives(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -747,7 +747,7 @@ def test_warc_response_without_a_status_line_is_quarantined(tmp_path: Path) -> N
     assert (kept(found), lost(found)) == ([3], [(0, "broken HTTP header")])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_warc_with_bytes_flipped_or_cut_anywhere_never_stops_the_reading(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

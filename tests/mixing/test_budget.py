@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 from plans import documents_of, mixture_of
 
@@ -50,7 +50,6 @@ def test_bounds_hold_over_a_strategy_and_bounds_that_do_not_bind_change_nothing(
     assert stage_quotas(tight, sizes)[0].asked == {"c0": 420, "c1": 80}
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_bounds_random_ones_hold_to_the_token_and_the_budget_is_whole(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 6))

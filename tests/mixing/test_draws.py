@@ -67,7 +67,7 @@ def test_shuffled_other_documents_gone_keeps_the_order_of_the_rest() -> None:
     assert fewer.tolist() == [document for document in order.tolist() if document % 3 == 0]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(LENGTHS, st.lists(st.integers(0, 90), min_size=1, max_size=6), st.integers(1, 3))
 def test_cursor_stages_read_one_tape_without_gap_or_repeat(lengths: list[int], asked: list[int], rounds: int) -> None:
     documents = documents_of(lengths)
@@ -82,7 +82,7 @@ def test_cursor_stages_read_one_tape_without_gap_or_repeat(lengths: list[int], a
         written = written[tokens:]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(LENGTHS, st.integers(0, 60), st.integers(1, 60), st.integers(2, 5))
 def test_fixed_rounds_repeat_the_first_ones_tokens(lengths: list[int], before: int, tokens: int, rounds: int) -> None:
     documents = documents_of(lengths)
@@ -101,7 +101,7 @@ def test_fixed_rounds_repeat_the_first_ones_tokens(lengths: list[int], before: i
     assert [(d, t) for d, _, t in after] == [(d, t) for d, _, t in tape(documents, at + 5)[at : at + 5]]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     LENGTHS,
     st.lists(st.tuples(st.sampled_from(["cursor", "fresh"]), st.integers(1, 4), st.integers(1, 99)), min_size=1, max_size=4),

@@ -227,7 +227,7 @@ def objective(laws: np.ndarray[Any, Any], prior: np.ndarray[Any, Any], kl: float
     return float(np.exp(laws @ shares).mean() + kl * (shares * np.log(shares / prior)).sum())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10**6), st.integers(2, 9), st.integers(1, 6), st.sampled_from([0.001, 0.1, 1.0]))
 def test_regression_optimum_satisfies_the_conditions_that_only_the_optimum_does(seed: int, size: int, targets: int, kl: float) -> None:
     random = np.random.default_rng(seed)

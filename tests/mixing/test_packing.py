@@ -51,13 +51,13 @@ def check_packing(pieces: Pieces, length: int, fill: float) -> list[list[tuple[i
     return sequences
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(SIZES, min_size=1, max_size=120), st.sampled_from([2, 7, 50, 64, 1000]), st.sampled_from([0, 0.5, 0.9, 0.99, 1]))
 def test_pack_random_documents_keeps_every_token_and_fills_to_the_floor(lengths: list[int], length: int, fill: float) -> None:
     check_packing(pieces_of(lengths), length, fill)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 90)), min_size=1, max_size=60), st.sampled_from([0.5, 0.99]))
 def test_pack_repeated_documents_keeps_their_visits_in_order(visits: list[tuple[int, int]], fill: float) -> None:
     pieces = pieces_of([length for _, length in visits], [document for document, _ in visits])
@@ -163,7 +163,7 @@ def test_pack_few_documents_length_says_little_about_when_a_document_comes(docum
     assert correlation(4096) < -0.3
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.one_of(st.integers(0, 3), st.integers(1, 400)), min_size=1, max_size=40).filter(any))
 def test_interleave_random_quotas_every_prefix_within_one_sequence(quotas: list[int]) -> None:
     order = interleave(quotas)

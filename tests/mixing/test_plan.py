@@ -53,7 +53,7 @@ def cases(draw: st.DrawFn) -> tuple[Mixture, Documents]:
     return mixture_of(len(components), stages, max_epochs=caps, fill=fill), documents._replace(values={"x": values})
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(cases())
 def test_plan_random_mixtures_keep_the_promises_or_name_the_shortage(case: tuple[Mixture, Documents]) -> None:
     mixture, documents = case
@@ -73,7 +73,7 @@ def test_plan_random_mixtures_keep_the_promises_or_name_the_shortage(case: tuple
         check_plan(mixture, documents, planned)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases(), st.data())
 def test_plan_random_strategies_and_bounds_with_redistribution_keep_the_promises(
     case: tuple[Mixture, Documents], data: st.DataObject

@@ -303,7 +303,7 @@ def test_remix_mid_run_caps_count_what_was_trained(parent: Path, tmp_path: Path)
         remixed(parent, tmp_path / "more", mixture, consumed)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_remix_chain_of_random_mixtures_never_plans_a_trained_token_again(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

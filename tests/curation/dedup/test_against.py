@@ -116,7 +116,7 @@ def test_near_duplicates_with_a_priority_prefer_members_to_the_best(tmp_path: Pa
     assert {row: survivor for row, (survivor, _) in found.items()} == {0: 2, 1: MEMBER, 3: MEMBER, 4: MEMBER}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.sampled_from(["", "a", "A", "b", "c", "d d", "D, d"]), max_size=8),
     st.lists(st.sampled_from(["", "a", "A", "b", "c", "d d", "D, d", "e"]), max_size=30),

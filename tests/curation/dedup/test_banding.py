@@ -47,7 +47,7 @@ def test_band_keys_equal_bands_only_share_a_key() -> None:
         assert ((keys[band][:, None] == keys[other][None]) == (equal & (band == other))).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 12), max_size=40))
 def test_group_random_keys_gives_the_shared_ones(keys: list[int]) -> None:
     rows = np.arange(len(keys), dtype=np.uint64)[::-1].copy()

@@ -68,7 +68,7 @@ def test_shingles_texts_of_every_length_equal_plain_python() -> None:
     assert [len(found) for found in split(TEXTS)[:7]] == [0, 0, 1, 1, 1, 1, 1]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.text(st.sampled_from("aB İς中ไ0'\u0301\x00😀 "), max_size=60), min_size=1, max_size=4))
 def test_shingles_random_texts_equal_plain_python(texts: list[str]) -> None:
     assert split(texts) == [sorted(shingle_set(text)) for text in texts]
@@ -125,7 +125,7 @@ def test_jaccards_case_scripts_and_marks_agree_with_plain_python(a: str, b: str)
     assert kernel_jaccard(a, b) == plain_jaccard(a, b)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(st.sampled_from("ab İ中 "), max_size=40), st.text(st.sampled_from("ab İ中 "), max_size=40))
 def test_jaccards_random_pairs_agree_with_plain_python(a: str, b: str) -> None:
     assert kernel_jaccard(a, b) == plain_jaccard(a, b)

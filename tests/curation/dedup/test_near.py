@@ -49,7 +49,7 @@ def test_near_duplicates_against_all_pairs_are_precise_and_nearly_complete(thres
     assert len(set(found) ^ set(truth)) <= 0.02 * len(truth)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(0, 10**6), st.sampled_from([600, 5000, 1 << 26]))
 def test_near_duplicates_any_sharding_and_ranges_decide_the_same(seed: int, shards: int, deal: int, range_bytes: int) -> None:
     texts = families(seed, 120)
@@ -184,7 +184,6 @@ def test_near_duplicates_of_templated_pages_decide_as_all_pairs(threshold: float
     st.lists(st.frozensets(st.integers(0, 40), min_size=1, max_size=12), min_size=2, max_size=12),
     st.sampled_from([0.5, 0.7, 0.8, 0.9, 1.0]),
 )
-@settings(deadline=None)
 def test_rarest_shingles_of_any_pair_that_reaches_the_threshold_meet(sets: list[frozenset[int]], threshold: float) -> None:
     values = np.array([mix64_python(value) for one in sets for value in sorted(one)], np.uint64)
     sizes = np.array([len(one) for one in sets])
@@ -218,7 +217,7 @@ def emitted_pairs(buckets: Buckets, threshold: float) -> set[tuple[int, int]]:
     return set(zip(lower[:count].tolist(), upper[:count].tolist(), strict=True))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.lists(st.sampled_from(["", "a", "A", "b", "c", "long " * 30, "中文"]), max_size=40),
     st.integers(1, 5),

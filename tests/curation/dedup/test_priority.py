@@ -71,7 +71,7 @@ def ranked_rows(ranks: Ranks) -> list[int]:
     return [row for part in ranks.parts for row in open_run(part)[0].tolist()]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(st.integers(0, 2), st.sampled_from([NAN, -0.0, 0.0, 1.5, -2.0, float("inf"), float("-inf"), 5e-324, 1e300])), max_size=60
@@ -130,7 +130,7 @@ def normal(text: str) -> tuple[str, ...]:
 TEXTS = ["", "...", "😀", "a b", "A  b!", "a-B\n", "ab", "b a", "ΟΔΟΣ", "οδοσ", "中文", "中, 文", "a b c"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(st.sampled_from(TEXTS), st.sampled_from([NAN, 1.0, 2.0])), max_size=40),
     st.integers(1, 4),

@@ -90,7 +90,7 @@ TEXTS = st.lists(LINES.map(lambda parts: "".join(part + end for part, end in par
 SIZES = st.sampled_from([(1, 1, 64), (2, 3, 1 << 26), (3, 2, 40)])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(TEXTS, st.integers(2, 4), st.sampled_from(["blank_line", "line"]), st.integers(0, 3), SIZES)
 @example(["\n\n  a b\n\n\na b", "a b", "\n", "", "a b\n \nc"], 2, "blank_line", 0, (1, 1, 64))
 def test_repeated_paragraphs_any_documents_and_sizes_are_those_of_the_definition(
@@ -104,7 +104,7 @@ def test_repeated_paragraphs_any_documents_and_sizes_are_those_of_the_definition
     assert values == [None if one is None else float(one) for one in plain(config, texts, counted)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.text("ab ", max_size=40), min_size=1, max_size=12), st.integers(5, 7), st.integers(2, 4), st.integers(0, 3), SIZES)
 @example(["a b a b a b a b", "b a b a b", "", " ", "a"], 5, 2, 0, (1, 1, 64))
 def test_repeated_spans_any_documents_and_sizes_are_those_of_the_definition(

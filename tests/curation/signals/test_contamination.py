@@ -113,7 +113,7 @@ def test_chinese_is_found_by_characters_whatever_stands_between(model: Path) -> 
     assert text[value["start"] : value["start"] + value["length"]] == "，".join(CHINESE)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.sampled_from("ab é中文<>/&;#b=p\n\u0301ﬁ\U0001d400"), max_size=60))
 def test_words_stand_where_they_are_said_to_and_do_not_depend_on_their_neighbours(text: str) -> None:
     data, offsets = text_buffers(array(["x y", text, "z"]))
@@ -161,7 +161,7 @@ def plain_share(item: str, text: str, n: int) -> float:
     return len(grams(item) & grams(text)) / len(grams(item))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.sampled_from([3, 8, 13]))
 def test_share_of_an_altered_item_is_the_one_counted_in_plain_python(tmp_path_factory: pytest.TempPathFactory, seed: int, n: int) -> None:
     rng = random.Random(seed)

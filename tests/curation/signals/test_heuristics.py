@@ -257,14 +257,14 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(st.lists(st.one_of(PIECES, st.text(max_size=4)), max_size=40).map("".join))
 def test_statistics_of_any_text_equal_pythons_own_string_methods(text: str) -> None:
     for of, oracle in ORACLES.items():
         assert computed(text, of=of) == [oracle(text)], of
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from(["a", "b ", "c\n", "中", "\n", " ", "the end. "]), max_size=120).map("".join))
 def test_statistics_of_repetitive_text_equal_pythons_own_string_methods(text: str) -> None:
     for of, oracle in ORACLES.items():

@@ -53,7 +53,7 @@ def test_sentence_of_a_language_is_told_with_its_script() -> None:
     assert all(value["script_share"] == 1 and 0.5 < value["probability"] <= 1 for value in values)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.sampled_from([*" ".join(SENTENCES.values()).split(), "\n", "THE", "e\u0301", "42", "{}", "🙂"]), max_size=60).map(" ".join)
 )
@@ -66,7 +66,7 @@ def test_language_of_a_short_text_is_the_librarys(library: LanguageIdentifier, t
         assert value["probability"] == pytest.approx(ranked[value["code"]], abs=1e-3)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.characters(categories=["L", "N", "P", "Zs"], exclude_characters="ªº\u212a\u212b\u2126"), max_size=40))
 def test_script_of_a_text_is_that_of_most_letters_by_another_table(text: str) -> None:
     known = {

@@ -97,7 +97,7 @@ def test_perplexity_of_seen_and_unseen_texts_equals_the_definition(tmp_path: Pat
 LETTERS = st.lists(st.sampled_from("abcde"), max_size=8).map(" ".join)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(LETTERS, min_size=1, max_size=8).filter(lambda texts: any(texts)), st.lists(LETTERS, min_size=1, max_size=5), st.integers(1, 5)
 )
