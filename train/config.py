@@ -126,10 +126,11 @@ class Stage(_Settings):
 
 
 class Guard(_Settings):
-    """Steps that change nothing: those whose loss or gradient is not finite, or stands more than `sigma` standard deviations above the mean of the
-    last `window` steps (null: never). `patience` of them in a row stop the run."""
+    """Steps that change nothing: those whose loss or gradient is not finite, or whose loss stands more than `sigma` standard deviations above the mean of
+    the last `window` steps (null: never), or the gradient's norm more than `norm_sigma`. `patience` of them in a row stop the run."""
 
     sigma: float | None = Field(default=6.0, gt=0)
+    norm_sigma: float | None = Field(default=None, gt=0)
     window: int = Field(default=128, ge=4)
     patience: int = Field(default=8, ge=1)
 

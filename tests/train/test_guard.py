@@ -33,7 +33,15 @@ def test_spike_after_half_a_window_is_skipped_and_measured_in_deviations() -> No
     skip, above = judged(guard, mean + 7 * deviation, 0.9)
     assert skip
     assert above == pytest.approx([7, 0])
-    assert judged(guard, 1.1, 50.0)[0], "a norm alone is enough"
+    assert not judged(guard, 1.1, 50.0)[0], "clipping takes care of a norm"
+
+
+def test_norm_is_judged_where_it_is_asked_for() -> None:
+    guard = Guard(settings.Guard(sigma=None, norm_sigma=6, window=8), CPU)
+    assert not any(judged(guard, loss, 2 - loss)[0] for loss in [1.0, 1.2] * 2)
+
+    assert not judged(guard, 50.0, 0.9)[0]
+    assert judged(guard, 1.1, 50.0)[0]
 
 
 def test_finite_spike_enters_the_window_so_that_a_new_level_is_accepted() -> None:
