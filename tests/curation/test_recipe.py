@@ -56,11 +56,11 @@ STAGE = {"name": "adapt", "tokens": 9000, "weights": {"domain": 1}}
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"sedd": 3}, ["sedd: unknown key 'sedd'; accepted here:", "seed"]),
+        ({"sedd": 3}, ["sedd: unknown key 'sedd', perhaps 'seed'; accepted here:", "seed"]),
         ({"seed": -1}, ["seed: found -1"]),
         ({"name": "a/b"}, ["name: found 'a/b'"]),
         ({"sources": {}}, ["sources"]),
-        ({"sources": {"a": {"flies": "x"}}}, ["sources.a.flies: unknown key 'flies'; accepted here: columns, files, key, licence"]),
+        ({"sources": {"a": {"flies": "x"}}}, ["sources.a.flies: unknown key 'flies', perhaps 'files'; accepted here: columns, files, key, licence"]),
         ({"sources": {"a": {"files": "nothing*.jsonl"}}}, ["sources.a.files: no file matches 'nothing*.jsonl'"]),
         ({"sources": {"a": {"files": "bare.parquet"}}}, ["sources.a: no column 'text' in bare.parquet; it has: body"]),
         ({"sources": {"a": {"files": "prose.jsonl", "columns": ["text"]}}}, ["sources.a.columns: 'text' cannot be carried"]),
@@ -71,7 +71,7 @@ STAGE = {"name": "adapt", "tokens": 9000, "weights": {"domain": 1}}
         ({"clean": ["nfd"]}, ["clean[0]: found 'nfd'"]),
         ({"steps": [{}]}, ["steps[0]: a step is one of add, keep, top; found none of them"]),
         ({"steps": [{"keep": "1 = 1", "top": {"by": "bytes", "order": "ascending", "share": 1}}]}, ["steps[0]: a step is one of add, keep, top; found keep and top"]),
-        ({"steps": [{"kepe": "1 = 1"}]}, ["steps[0].kepe: unknown key 'kepe'; accepted here: add, keep, top"]),
+        ({"steps": [{"kepe": "1 = 1"}]}, ["steps[0].kepe: unknown key 'kepe', perhaps 'keep'; accepted here: add, keep, top"]),
         ({"steps": [{"add": {"q": {"kind": "fastext"}}}]}, ["steps[0].add.q.kind: found 'fastext'; accepted: causal_lm, contamination, exact, fasttext, heuristics, importance, language, listed, minhash, ngram, privacy, repeated_paragraphs, repeated_spans, topic"]),
         ({"steps": [{"add": {"q": {"kind": "minhash", "threshhold": 0.8}}}]}, ["steps[0].add.q.threshhold: unknown key", "threshold"]),
         ({"steps": [{"add": {"q": {"kind": "minhash", "threshold": 1.5}}}]}, ["steps[0].add.q.threshold: found 1.5"]),

@@ -63,7 +63,10 @@ def test_process_of_torchrun_ends_without_taking_the_interpreter_down(arguments:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{manifest}", "{config}", "optimzer.clip=1"], "optimzer: unknown key 'optimzer'; accepted here: batch, checkpoint"),
+        (
+            ["{manifest}", "{config}", "optimzer.clip=1"],
+            "optimzer: unknown key 'optimzer', perhaps 'optimizer'; accepted here: batch, checkpoint",
+        ),
         (
             ["{manifest}", "{config}", "model.config.vocab_size=100"],
             "model: 100 embedding rows, the manifest's tokenizer small has 256 tokens",

@@ -207,7 +207,7 @@ def change(folder: Path, **values: Any) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"context": 65}, "context: 65, but the model at .* has 64 positions"),
+        ({"context": 65}, "context: 65, but the model at .* can read 64 tokens at once"),
         ({"stride": 64}, "stride: 64 leaves nothing before"),
         ({"bos": True}, "names a bos token"),
     ],
