@@ -102,6 +102,8 @@ def build(
     from curation import terminal, verbs
     from curation.engine import default_workers
 
+    if ray_address is not None and engine == "local":
+        raise UserError(f"--ray-address {ray_address}: the engine is local; add --engine ray, or leave the address out")
     ray = None if engine == "local" else ray_address or "local"
     most = default_workers() if ray is None or dry_run else 0
     how: dict[str, Any] = {"work": work, "workers": workers or most, "memory": memory, "roots": _roots(roots)}

@@ -69,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.what != "pages":
         if asked.corpora is None or not asked.corpora.is_dir():
             parser.error(f"--corpora: found {asked.corpora}; give the folder in which the corpora lie (experiments/README.md says which)")
+        if missing := [kind for kind in corpora.kinds() if not (asked.corpora / kind).is_dir()]:
+            parser.error(f"--corpora: {asked.corpora} has no folder {', '.join(missing)}; experiments/README.md says what lies in them")
         run(chosen, asked)
     pages.write(claims(), asked.results)
     broken = [line for claim in chosen for line in pages.broken(claim, load(claim.name, asked.results))]

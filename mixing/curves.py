@@ -110,6 +110,22 @@ def read_run(folder: Path, name: str) -> RunRecord:
     return RunRecord(name, [json.loads(line) for line in lines if line.endswith("\n")], rows)
 
 
+def label(metric: str, component: str | None) -> str:
+    return metric if component is None else f"{metric} of {component}"
+
+
+def measured_series(runs: Iterable[RunRecord]) -> list[tuple[str, str, dict[str, list[tuple[float, float]]]]]:
+    """(label, group, (tokens, value) by run) of every metric, targets first, whole runs before components; bits a byte are the loss of the same documents."""
+    kinds: dict[str, tuple[str, dict[str, list[tuple[float, float]]]]] = {}
+    for run in runs:
+        for row in run.measured:
+            if row.value is not None and not row.metric.startswith("bits_per_byte"):
+                _, series = kinds.setdefault(label(row.metric, row.component), (row.group, {}))
+                series.setdefault(run.name, []).append((row.tokens, row.value))
+    ordered = sorted(kinds.items(), key=lambda entry: (entry[1][0] != "target", " of " in entry[0]))
+    return [(name, group, series) for name, (group, series) in ordered]
+
+
 def thinned(curve: Sequence[tuple[float, float]], most: int = 120) -> list[tuple[float, float]]:
     """At most `most` points, the first and the last among them."""
     if len(curve) <= most:

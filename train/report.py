@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixing import UserError, chart
-from mixing.curves import RunRecord, gain, gaps, read_run, retention, run_names, smoothed, thinned
+from mixing.curves import RunRecord, gain, gaps, label, measured_series, read_run, retention, run_names, smoothed, thinned
 
 PAGE_STYLE = (
     ":root{--ink:#1a202c;--soft:#5a6574;--line:#d5dbe3;--paper:#fff;--wash:#f5f7fa;--good:#2f855a;--bad:#b83232}"
@@ -72,10 +72,6 @@ def signed(value: float) -> str:
     return f'<span class="{"good" if value > 0 else "bad" if value < 0 else "soft"}">{value:+.4f}</span>'
 
 
-def _label(metric: str, component: str | None) -> str:
-    return metric if component is None else f"{metric} of {component}"
-
-
 def _gaps(runs: Sequence[RunRecord]) -> str:
     """The stability gap of every guard in every run."""
     rows, kept = [], []
@@ -87,7 +83,7 @@ def _gaps(runs: Sequence[RunRecord]) -> str:
             back = "not recovered" if gap.recovered is None else "never fell" if not gap.depth else chart.short(gap.recovered)
             cells = [f"{gap.depth:.4f}", chart.short(gap.at), back, f"{gap.area:,.0f}", signed(gap.end)]
             if not metric.startswith("bits_per_byte"):  # the same documents as the loss
-                rows.append([html.escape(run.name), html.escape(_label(metric, component)), *cells])
+                rows.append([html.escape(run.name), html.escape(label(metric, component)), *cells])
     if not rows:
         return ""
     heading = ["run", "guard", "depth", "lowest at", "recovered at", "area", "kept at the end"]
@@ -99,18 +95,11 @@ def _gaps(runs: Sequence[RunRecord]) -> str:
 
 
 def _curves(runs: Sequence[RunRecord], charts: dict[str, str]) -> str:
-    """A chart for each metric, targets first; bits a byte only where there is no loss of the same."""
-    kinds: dict[str, tuple[str, dict[str, list[tuple[float, float]]]]] = {}
-    for run in runs:
-        for row in run.measured:
-            if row.value is not None and not row.metric.startswith("bits_per_byte"):
-                _, series = kinds.setdefault(_label(row.metric, row.component), (row.group, {}))
-                series.setdefault(run.name, []).append((row.tokens, row.value))
-    if not kinds:
+    """A chart for each metric."""
+    drawn = {name: chart.lines(f"{name} ({group})", series, from_start=True) for name, group, series in measured_series(runs)}
+    if not drawn:
         return ""
-    ordered = sorted(kinds.items(), key=lambda entry: (entry[1][0] != "target", " of " in entry[0]))
-    drawn = {label: chart.lines(f"{label} ({group})", series, from_start=True) for label, (group, series) in ordered}
-    charts |= {_file_name(label): svg for label, svg in drawn.items()}
+    charts |= {_file_name(name): svg for name, svg in drawn.items()}
     return (
         f"<h2>What was measured</h2><p>The dashed line is where the first run began. Point at a mark for its value.</p>"
         f'<div class="charts">{"".join(drawn.values())}</div>'

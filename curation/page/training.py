@@ -9,7 +9,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from mixing import UserError, chart
-from mixing.curves import Gap, RunRecord, gaps, read_run, retention, run_names, smoothed, thinned
+from mixing.curves import Gap, RunRecord, gaps, label, measured_series, read_run, retention, run_names, smoothed, thinned
 from mixing.manifest import Manifest
 
 
@@ -35,27 +35,16 @@ def training(manifest: Manifest, folders: Sequence[Path]) -> Training | None:
     found, kept = [], []
     for run in runs:
         mine = gaps(run.measured)
-        found += [(run.name, _label(*key), gap) for key, gap in mine.items() if not key[0].startswith("bits_per_byte")]
+        found += [(run.name, label(*key), gap) for key, gap in mine.items() if not key[0].startswith("bits_per_byte")]
         if (retained := retention(mine)) is not None:
             kept.append((run.name, retained))
     other = [run.name for run in runs if {line["manifest"] for line in run.metrics if "manifest" in line} - {manifest.digest}]
     return Training([run.name for run in runs], found, kept, _measured(runs), _curves(runs), other)
 
 
-def _label(metric: str, component: str | None) -> str:
-    return metric if component is None else f"{metric} of {component}"
-
-
 def _measured(runs: list[RunRecord]) -> list[Markup]:
-    """A chart for each metric, targets first; bits a byte are the loss of the same documents once more."""
-    kinds: dict[str, tuple[str, dict[str, list[tuple[float, float]]]]] = {}
-    for run in runs:
-        for row in run.measured:
-            if row.value is not None and not row.metric.startswith("bits_per_byte"):
-                _, series = kinds.setdefault(_label(row.metric, row.component), (row.group, {}))
-                series.setdefault(run.name, []).append((row.tokens, row.value))
-    ordered = sorted(kinds.items(), key=lambda entry: (entry[1][0] != "target", " of " in entry[0]))
-    return [_drawn(f"{label} ({group})", series, from_start=True) for label, (group, series) in ordered]
+    """A chart for each metric."""
+    return [_drawn(f"{name} ({group})", series, from_start=True) for name, group, series in measured_series(runs)]
 
 
 def _curves(runs: list[RunRecord]) -> list[Markup]:

@@ -348,3 +348,11 @@ def test_engine_ray_without_ray_says_what_to_install(folder: Path, monkeypatch: 
 
     assert result.exit_code == 2
     assert result.stderr == "curate: --engine ray: Ray is not installed; install `tilth[ray]` on every node, or leave --engine out\n"
+
+
+def test_an_address_of_ray_without_its_engine_is_refused(folder: Path, tmp_path: Path) -> None:
+    result = curate("build", folder / "recipe.yaml", "-o", tmp_path / "out", "--work", tmp_path / "work", "--ray-address", "head:6379")
+
+    assert result.exit_code == 2
+    assert result.stderr == "curate: --ray-address head:6379: the engine is local; add --engine ray, or leave the address out\n"
+    assert not (tmp_path / "work").exists()

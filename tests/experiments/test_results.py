@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments import flagship, interleaved, replay, soup, stability_gap
+from experiments.__main__ import main
 from experiments.rig import pages
 from experiments.rig.judging import FAILS, HOLDS
 from experiments.rig.results import Result, Results, load, save
@@ -127,3 +128,16 @@ def test_page_without_its_marks_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="no marks <!-- results -->"):
         pages.insert(tmp_path / "a.md", {"results": "x"})
+
+
+def test_folder_without_the_corpora_is_one_sentence_that_names_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "books_en").mkdir()
+
+    with pytest.raises(SystemExit):
+        main(["run", "replay", "--corpora", str(tmp_path), "--work", str(tmp_path / "work")])
+
+    said = capsys.readouterr().err
+    assert f"--corpora: {tmp_path} has no folder " in said
+    assert "wiki_en; experiments/README.md" in said
+    assert "books_en" not in said
+    assert not (tmp_path / "work").exists()
