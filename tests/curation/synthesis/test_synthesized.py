@@ -185,6 +185,42 @@ def test_a_document_of_higher_priority_takes_no_place_that_was_decided_before(co
     ] * 3
 
 
+def test_a_benchmarks_question_that_a_model_recites_is_dropped_in_whichever_wave_it_comes(corpus: Path, tmp_path: Path) -> None:
+    """`rehearsed` is made from `qa`, so that its documents are looked at in the third wave."""
+    questions = {
+        "hens": "How many eggs do seven hens lay in nine days of summer?",
+        "geese": "Which of the grey geese was last to cross the frozen river?",
+    }
+    exam = tmp_path / "farm.jsonl"
+    exam.write_text("".join(json.dumps({"id": item, "question": question}) + "\n" for item, question in questions.items()))
+    steps: list[dict[str, Any]] = [
+        {"add": {"leaked": {"kind": "contamination", "against": str(exam)}}},
+        {"keep": "leaked.share IS NULL OR leaked.share < 0.3"},
+    ]
+
+    def reciting(_: int, body: dict[str, Any]) -> str | None:
+        asked = "geese" if body["model"] == "second" else "hens"
+        if sum(other["model"] == body["model"] for other in answering.bodies) > 1:
+            return None
+        return json.dumps({"pairs": [{"question": questions[asked].upper(), "answer": "Nobody has counted them since."}]})
+
+    with Answering(reciting).running() as answering:
+        backend = {"kind": "server", "url": answering.url, "in_flight": 1}
+        rehearsed = {"from": "source = 'qa'", "sources": ["qa"], "template": "qa", "model": "second", "backend": backend}
+        values = with_qa(answering.url, steps=steps, more={"qa_rehearsed": {"synthesize": rehearsed}}, per_document=1, model="first")
+        values["sources"]["qa"]["synthesize"]["backend"] = backend
+        made = built(corpus, values, tmp_path / "out")
+
+    leaked = [row for row in pool_of(made.folder) if row["reason"] == steps[1]["keep"]]
+    found = {row["source"]: {name: json.loads(row["evidence"])[name] for name in ("benchmark", "item", "share")} for row in leaked}
+    assert found == {
+        "qa": {"benchmark": "farm", "item": "hens", "share": 1.0},
+        "qa_rehearsed": {"benchmark": "farm", "item": "geese", "share": 1.0},
+    }
+    assert len(leaked) == 2
+    assert [finding for finding in verify(made.folder) if not finding.ok] == []
+
+
 def test_top_goes_on_with_what_was_left_of_its_budget(corpus: Path, tmp_path: Path) -> None:
     steps = [*STEPS, {"top": {"by": "bytes", "order": "ascending", "documents": 225}}]
     with Answering().running() as answering:
