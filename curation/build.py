@@ -106,9 +106,10 @@ def _build(recipe: Recipe, folder: Path, target: Path, run: Run, replace: bool, 
     _refuse_target(target, replace=replace)
     encoder = Encoder.open(resolved.tokenizer)
     corpus = read_corpus(resolved.sources, tuple(recipe.clean), work, engine)
-    holdout = reserve(recipe.holdout, recipe.seed, corpus, work, engine) if recipe.holdout else None
+    holdout = reserve(recipe.holdout, resolved.earlier, recipe.seed, corpus, work, engine) if recipe.holdout else None
     scratch = work.room("scratch")
-    state = State(work, scratch, holdout.key if holdout else None, resolved.tokenizer, resolved.columns)
+    exams = frozenset(recipe.holdout.files if recipe.holdout else ())
+    state = State(work, scratch, holdout.key if holdout else None, resolved.tokenizer, resolved.columns, exams=exams)
     ground = Ground(corpus, tuple(recipe.clean), state.holdout, recipe.seed, work)
     decided = decide(resolved.steps, ground, state, engine)
     corpus, decided, synthesized = synthesize_waves(resolved, ground, decided, engine)
@@ -129,11 +130,7 @@ def _build(recipe: Recipe, folder: Path, target: Path, run: Run, replace: bool, 
                 _provenance(resolved, encoder.name, run, engine.memory.workers, began) | _counted(corpus, decided, synthesized),
             )
     write_json(work.room("builds") / f"{resolved.key}.json", _record(digest, corpus, decided, work))
-    warnings = [
-        f"hold-out of '{name}': {count:,} documents, a tenth of its distinct texts, instead of the {recipe.holdout.documents:,} asked"
-        for name, count in (holdout.capped if holdout else {}).items()
-        if recipe.holdout
-    ] + [*decided.warnings.values(), *planned.warnings]
+    warnings = [*(holdout.warnings if holdout else []), *decided.warnings.values(), *planned.warnings]
     return Built(target, digest, False, time.monotonic() - began, decided.computed, decided.remembered, warnings)
 
 

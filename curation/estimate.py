@@ -148,6 +148,8 @@ def _unmade(name: str, resolved: Resolved) -> Sampled:
 
 def _shares(source: Source, usable: list[Record], texts: list[str], resolved: Resolved) -> dict[str, float | None]:
     """Each component's share of the sampled documents, where its predicate reads nothing that is computed later."""
+    if resolved.recipe.holdout is not None and source.name in resolved.recipe.holdout.files:
+        return dict.fromkeys(resolved.recipe.mixture.components, 0.0)
     columns, carried = resolved.columns, list(source.columns)
     values: dict[str, pa.Array] = {
         "source": pa.array([source.name] * len(usable), pa.large_string()),

@@ -1,27 +1,34 @@
 """The documents that no model of this project ever trains on, chosen right after reading and before any step.
 
 Among distinct contents, the first document of each standing for it, those with the lowest xxh3(seed, content) of each source are held out: recipes with the same seed and
-the same clean steps reserve the same texts. Every other document that equals one of them, or is verified at least `similarity` similar to one, is dropped with the reason
+the same clean steps reserve the same texts. `from` takes what another manifest holds out instead, wherever the sources have it, so that models trained from both can be compared
+though the corpus has grown. `files` are texts of the user's own: a source each, the last in rank, of which every distinct text is held out and no rule drops one. Every other document that equals one of them, or is verified at least `similarity` similar to one, is dropped with the reason
 `holdout`. Drawing by the hash of the content rather than by position makes the choice independent of order, sharding and everything else a recipe says.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curation.corpus import Corpus, Mask, Shard, read_sidecar, sidecar_path, write_sidecar
 from curation.dedup.holdout import match_holdout, open_holdout_index, write_holdout_index
 from curation.dedup.runs import DUPLICATES
 from curation.engine import Engine
+from curation.finding import locate
 from curation.live import sign, signature_key, signatures_of
+from curation.sources import SourceConfig, SourceName
 from curation.work import Work, key_of
+from mixing import UserError
+from mixing.manifest import Manifest
+from mixing.remote import Remote
 
 HOLDOUT_VERSION = "2"
 PAIRS_AT_ONCE = 1 << 22  # bytes
@@ -30,12 +37,37 @@ FATE = pa.struct([("held", pa.bool_()), ("row", pa.uint64()), ("similarity", pa.
 
 
 class HoldoutConfig(BaseModel):
-    """How many documents of each source are kept for measuring, and how similar another document may be to one of them."""
+    """What is kept for measuring: so many `documents` of each source, or those that another manifest holds out; and `files` of your own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    documents: int = Field(gt=0, description="per source; never more than a tenth of its distinct texts")
+    documents: int | None = Field(None, gt=0, description="per source; never more than a tenth of its distinct texts")
+    from_: str | None = Field(
+        None,
+        alias="from",
+        description="instead of `documents`, a manifest: what it holds out is held out here, wherever these sources have it",
+    )
+    files: dict[SourceName, SourceConfig] = Field(
+        {}, description="by name, texts that are there to be measured: sources of which everything is held out, whatever the rules say"
+    )
     similarity: float = Field(0.8, gt=0, le=1, description="verified Jaccard similarity at which another document counts as the same")
+
+    @model_validator(mode="after")
+    def _something(self) -> HoldoutConfig:
+        if self.documents is not None and self.from_ is not None:
+            raise ValueError("give one of documents, from")
+        if self.documents is None and self.from_ is None and not self.files:
+            raise ValueError("give documents, from or files")
+        if made := [name for name, config in self.files.items() if config.synthesize is not None]:
+            raise ValueError(f"`files` of '{made[0]}' are read; a synthesized source stands in `sources`")
+        return self
+
+
+class Earlier(NamedTuple):
+    """A manifest whose hold-out is this one's: its folder, and what a recipe keeps of it."""
+
+    folder: Path
+    values: dict[str, Any]
 
 
 class Drawn(NamedTuple):
@@ -107,25 +139,100 @@ def _texts_at(shard: Shard, positions: list[int]) -> pa.LargeStringArray:
 
 
 class Reserved(NamedTuple):
-    """The key under which the sidecars say what is held out, and per source whether fewer were held out than asked."""
+    """The key under which the sidecars say what is held out, and where less was held out than asked."""
 
     key: str
-    capped: dict[str, int]
+    warnings: list[str]
 
 
-def reserve(config: HoldoutConfig, seed: int, corpus: Corpus, work: Work, engine: Engine) -> Reserved:
+def spelled(config: HoldoutConfig, earlier: Earlier | None) -> dict[str, Any]:
+    """The hold-out as a manifest's recipe has it; files stand among the sources."""
+    values: dict[str, Any] = {"similarity": config.similarity}
+    if config.documents is not None:
+        values["documents"] = config.documents
+    if earlier is not None:
+        values["from"] = earlier.values
+    return values | ({"files": list(config.files)} if config.files else {})
+
+
+def find_earlier(pattern: str, clean: Sequence[str], folder: Path, roots: dict[str, str]) -> Earlier:
+    """The manifest that `from` names; refused where its texts were cleaned in another way, so that equal ones would not be known."""
+    root, name, patterns, paths = locate("holdout.from", f"{pattern.rstrip('/')}/manifest.json", "from", folder, roots)
+    if isinstance(root, Remote) or len(paths) != 1:
+        raise UserError(f"holdout.from: found {pattern!r}; accepted: the folder of one manifest on this machine")
+    manifest = Manifest.open((root / paths[0]).parent)
+    cleaned = manifest.header["recipe"]["clean"]
+    if cleaned != list(clean):
+        raise UserError(
+            f"holdout.from: the texts of {manifest.folder} were cleaned by [{', '.join(cleaned)}] and these are by [{', '.join(clean)}]; "
+            "equal texts are known by what is left of them, so write the same `clean`"
+        )
+    if not manifest.header["holdout"]:
+        raise UserError(f"holdout.from: {manifest.folder} holds nothing out; name a manifest that does, or ask for `documents`")
+    return Earlier(manifest.folder, {"root": name, "pattern": patterns[0], "digest": manifest.digest})
+
+
+def reserve(config: HoldoutConfig, earlier: Earlier | None, seed: int, corpus: Corpus, work: Work, engine: Engine) -> Reserved:
     """Holds out. Every document read is signed for it, so that near-duplicates of the held-out ones are found even by a recipe that removes no others."""
-    asked = {source.name: _documents(config, corpus.of(source.name), engine) for source in corpus.sources}
-    capped = {name: count for name, count in asked.items() if count < config.documents}
-    key = key_of(
-        "holdout", HOLDOUT_VERSION, signature_key(), config.model_dump(), seed, [[shard.name, shard.first_row] for shard in corpus.shards]
-    )
+    values = spelled(config, earlier)
+    key = key_of("holdout", HOLDOUT_VERSION, signature_key(), values, seed, [[shard.name, shard.first_row] for shard in corpus.shards])
     missing = [shard for shard in corpus.shards if not sidecar_path(work, key, shard).exists()]
-    if not missing:
-        return Reserved(key, capped)
-    chosen = [document for name, count in asked.items() for document in _choose(corpus, name, count, seed, engine)]
-    _mark_against(chosen, corpus, missing, key, config.similarity, work, engine)
-    return Reserved(key, capped)
+    exam = [shard for shard in corpus.shards if shard.source in config.files]
+    drawn_from = [source.name for source in corpus.sources if source.name not in config.files]
+    asked, warnings, chosen = dict[str, int](), list[str](), _firsts(exam, None, engine)
+    if earlier is not None:
+        contents = _contents_held_by(earlier)
+        others = _firsts([shard for shard in corpus.shards if shard.source not in config.files], contents - set(chosen), engine)
+        warnings += _not_here(earlier, len(contents), len(contents - {*chosen, *others}))
+        chosen |= others
+    if config.documents is not None:
+        asked = {name: _documents(config.documents, corpus.of(name), engine) for name in drawn_from}
+        warnings += [_capped(name, count, config.documents) for name, count in asked.items() if count < config.documents]
+    if missing:
+        found = [document for name, count in asked.items() for document in _choose(corpus, name, count, seed, exam, engine)]
+        _mark_against([*chosen.values(), *found], corpus, missing, key, config.similarity, work, engine)
+    return Reserved(key, warnings)
+
+
+def _capped(source: str, count: int, asked: int) -> str:
+    return f"hold-out of '{source}': {count:,} documents, a tenth of its distinct texts, instead of the {asked:,} asked"
+
+
+def _not_here(earlier: Earlier, held: int, gone: int) -> list[str]:
+    said = f"hold-out from {earlier.folder}: {gone:,} of its {held:,} texts are not among these sources; nothing is compared with those"
+    return [said] if gone else []
+
+
+def _contents_held_by(earlier: Earlier) -> set[bytes]:
+    """The content hashes (16 bytes) of a manifest's held-out documents, those that failed a rule there too."""
+    import polars as pl
+
+    pool = Manifest.open(earlier.folder).pool()
+    held = pool.filter(pl.col("decision") == "held_out").select(pl.col("content").drop_nulls()).collect()
+    return {bytes.fromhex(content) for content in held["content"]}
+
+
+def _firsts(shards: list[Shard], contents: set[bytes] | None, engine: Engine) -> dict[bytes, Drawn]:
+    """By content the first document that has it; with `contents`, of those alone."""
+    wanted = None if contents is None else sorted(contents)
+    found = engine.map(_firsts_of, [(shard, wanted) for shard in shards], "look up the hold-out")
+    first: dict[bytes, Drawn] = {}
+    for document in sorted((document for part in found for document in part), key=lambda document: document.row):
+        first.setdefault(document.content, document)
+    return first
+
+
+def _firsts_of(shard: Shard, wanted: list[bytes] | None) -> list[Drawn]:
+    rows, contents = shard.rows(), shard.contents()
+    likely = np.arange(shard.documents)
+    if wanted is not None:
+        likely = np.flatnonzero(np.isin(contents[:, 0], np.frombuffer(b"".join(wanted), ">u8")[::2].astype(np.uint64)))
+    those, found = set(wanted or ()), dict[bytes, Drawn]()
+    for position in likely.tolist():
+        content = contents[position].astype(">u8").tobytes()
+        if wanted is None or content in those:
+            found.setdefault(content, Drawn(0, int(rows[position]), content, shard.name, position))
+    return list(found.values())
 
 
 def drop_resembling(key: str, similarity: float, corpus: Corpus, later: list[Shard], work: Work, engine: Engine) -> None:
@@ -158,12 +265,12 @@ def _mark_against(
     engine.map(_mark, [(shard, key, similarity, index, origins, work) for shard in shards], "hold out")
 
 
-def _documents(config: HoldoutConfig, shards: list[Shard], engine: Engine) -> int:
+def _documents(asked: int, shards: list[Shard], engine: Engine) -> int:
     """How many to hold out. Whether there are ten times as many distinct contents shows in the lowest of each shard; with fewer, those are all there are."""
-    enough = LARGEST_SHARE * config.documents
+    enough = LARGEST_SHARE * asked
     parts = engine.map(_lowest_contents, [(shard, enough) for shard in shards], "count contents")
     distinct = len(np.unique(np.concatenate([np.zeros(0, np.uint64), *parts])))
-    return min(config.documents, distinct // LARGEST_SHARE)
+    return min(asked, distinct // LARGEST_SHARE)
 
 
 def _lowest_contents(shard: Shard, count: int) -> npt.NDArray[np.uint64]:
@@ -171,10 +278,10 @@ def _lowest_contents(shard: Shard, count: int) -> npt.NDArray[np.uint64]:
     return np.unique(shard.contents()[:, 0])[:count]
 
 
-def _choose(corpus: Corpus, source: str, documents: int, seed: int, engine: Engine) -> list[Drawn]:
-    """The first of the source in the draw whose content does not first appear in an earlier source, which then stands for it."""
+def _choose(corpus: Corpus, source: str, documents: int, seed: int, exam: list[Shard], engine: Engine) -> list[Drawn]:
+    """The first of the source in the draw whose content neither first appears in an earlier source, which then stands for it, nor is held out as a text of the user's own."""
     names = [one.name for one in corpus.sources]
-    earlier = [shard for name in names[: names.index(source)] for shard in corpus.of(name)]
+    earlier = [*(shard for name in names[: names.index(source)] for shard in corpus.of(name)), *exam]
     mine = corpus.of(source)
     wanted = documents + 64
     while True:

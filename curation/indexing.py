@@ -20,8 +20,8 @@ from curation.corpus import Positions, Shard, chunkless, read_corpus
 from curation.dedup.index import FILE, Index, Part, Source, batch, changing, damaged, save, write_members
 from curation.engine import Engine, Run
 from curation.explain import shards_of
-from curation.recipe import SourceName, read_yaml
-from curation.sources import SourceConfig, resolve
+from curation.recipe import read_yaml
+from curation.sources import SourceConfig, SourceName, resolve
 from curation.work import Digests, Work, folder_atomic
 from mixing import UserError, validated
 from mixing.manifest import Manifest

@@ -26,13 +26,13 @@ from curation.dedup.preference import Preference
 from curation.dedup.repeats import REPEATS, REPEATS_VERSION
 from curation.engine import Engine, Run
 from curation.finding import hash_files, locate
-from curation.holdout import HOLDOUT_VERSION, HoldoutConfig
+from curation.holdout import HOLDOUT_VERSION, Earlier, HoldoutConfig, find_earlier, spelled
 from curation.live import DEDUP, NEAR_VERSION
 from curation.models import Referenced, resolve_references, spelled_config
 from curation.ranking import TopConfig
 from curation.rules import rule_schema
 from curation.signals import SIGNALS
-from curation.sources import ARROW_TYPES, SHARD_VERSION, Source, SourceConfig, resolve
+from curation.sources import ARROW_TYPES, SHARD_VERSION, Source, SourceConfig, SourceName, resolve
 from curation.step import Add, Keep, Step, Top
 from curation.synthesis.filters import COLUMNS as SYNTHETIC
 from curation.synthesis.resolving import Synthesis, resolve_syntheses
@@ -47,7 +47,6 @@ from mixing.remote import Remote, on_disk
 from mixing.strategies.measured import Found
 
 Identifier = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]*$")]
-SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$", max_length=100)]
 POOL_COLUMNS = (*POOL.names, *FORBIDDEN)
 
 
@@ -88,6 +87,7 @@ class Resolved:
     tokenizer: ResolvedTokenizer
     steps: list[Step]
     syntheses: list[Synthesis] = field(default_factory=list)
+    earlier: Earlier | None = None
 
     @property
     def key(self) -> str:
@@ -188,6 +188,7 @@ def resolve_recipe(recipe: Recipe, folder: Path, run: Run, digests: Digests, eng
     syntheses = resolve_syntheses(recipe.sources, folder, run, digests, engine)
     read = {name: config for name, config in recipe.sources.items() if config.synthesize is None}
     sources = [resolve(name, config, folder, run.roots, digests, engine) for name, config in read.items()]
+    sources += _held_out(recipe, folder, run, digests, engine)
     columns = _carried({one.name: one.columns for one in sources} | {one.name: SYNTHETIC for one in syntheses})
     steps = _steps(recipe, columns, folder, run, digests, engine)
     signals = {step.name: step.type for step in steps if isinstance(step, Add)}
@@ -198,7 +199,18 @@ def resolve_recipe(recipe: Recipe, folder: Path, run: Run, digests: Digests, eng
         _check_synthesis(one, rule_schema(columns, signals))
     recipe = recipe.model_copy(update={"mixture": learned_mixture(recipe.mixture, folder, run, digests, engine)})
     tokenizer = resolve_tokenizer(recipe.tokenizer, _tokenizer_at(recipe.tokenizer.path, folder, run.roots))
-    return Resolved(recipe, _values(recipe, sources, syntheses, steps, tokenizer), sources, columns, tokenizer, steps, syntheses)
+    named = recipe.holdout.from_ if recipe.holdout else None
+    earlier = find_earlier(named, recipe.clean, folder, run.roots) if named is not None else None
+    values = _values(recipe, sources, syntheses, steps, tokenizer, earlier)
+    return Resolved(recipe, values, sources, columns, tokenizer, steps, syntheses, earlier)
+
+
+def _held_out(recipe: Recipe, folder: Path, run: Run, digests: Digests, engine: Engine) -> list[Source]:
+    """The sources of which everything is held out."""
+    files = recipe.holdout.files if recipe.holdout else {}
+    if twice := [name for name in files if name in recipe.sources]:
+        raise UserError(f"holdout.files: '{twice[0]}' is the name of a source; the two are told apart by their names, so give it another")
+    return [resolve(name, config, folder, run.roots, digests, engine, "holdout.files") for name, config in files.items()]
 
 
 def learned_mixture(mixture: Mixture, folder: Path, run: Run, digests: Digests, engine: Engine) -> Mixture:
@@ -352,7 +364,12 @@ def _check_by(where: str, by: str, schema: pa.Schema) -> None:
 
 
 def _values(
-    recipe: Recipe, sources: list[Source], syntheses: list[Synthesis], steps: list[Step], tokenizer: ResolvedTokenizer
+    recipe: Recipe,
+    sources: list[Source],
+    syntheses: list[Synthesis],
+    steps: list[Step],
+    tokenizer: ResolvedTokenizer,
+    earlier: Earlier | None,
 ) -> dict[str, Any]:
     """The resolved recipe as JSON."""
     read = [
@@ -390,7 +407,7 @@ def _values(
         "clean": list(recipe.clean),
         "sources": read + made,
         "steps": [_step_values(step) for step in steps],
-        "holdout": recipe.holdout.model_dump() if recipe.holdout else None,
+        "holdout": spelled(recipe.holdout, earlier) if recipe.holdout else None,
         "mixture": recipe.mixture.resolved(),
     }
 

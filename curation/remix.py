@@ -24,8 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curation.components import assign, predicates
 from curation.engine import Engine, Run
-from curation.recipe import SourceName, check_order, learned_mixture, read_yaml
+from curation.recipe import check_order, learned_mixture, read_yaml
 from curation.rules import Rule, rule_schema
+from curation.sources import SourceName
 from curation.work import Digests, Work
 from mixing import UserError, validated
 from mixing.manifest import NO_COMPONENT, Manifest

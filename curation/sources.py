@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +45,7 @@ SMALL = 8 << 20
 BUCKETS = 256
 TEXT_GROUP = 4 << 20  # bytes of text in a row group of a shard
 ARROW_TYPES = TYPES
+SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$", max_length=100)]
 DOCUMENT = pa.schema(
     {
         "run": pa.uint32(),
@@ -152,9 +153,11 @@ class Unit:
 # --- resolving
 
 
-def resolve(name: str, config: SourceConfig, folder: Path, roots: dict[str, str], digests: Digests, engine: Engine) -> Source:
-    """The source with its files found, hashed and looked at: everything about it that can be refused before a record is read."""
-    where = f"sources.{name}"
+def resolve(
+    name: str, config: SourceConfig, folder: Path, roots: dict[str, str], digests: Digests, engine: Engine, among: str = "sources"
+) -> Source:
+    """The source with its files found, hashed and looked at: everything about it that can be refused before a record is read. `among`: the recipe's key it stands below."""
+    where = f"{among}.{name}"
     assert config.files is not None, where
     root, root_name, below, paths = locate(f"{where}.files", config.files, name, folder, roots)
     refuse_unknown(f"{where}.files", paths)

@@ -43,6 +43,8 @@ class State:
     """The rows of each source, `[first, end)`."""
     parents: dict[str, Path] = field(default_factory=dict)
     """Per synthesized source the rows of its documents' parents, u64 by record."""
+    exams: frozenset[str] = frozenset()
+    """The sources of which everything is held out, whatever the rules say."""
 
     def schema(self) -> pa.Schema:
         """The columns a rule may look at now."""

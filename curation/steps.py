@@ -104,7 +104,8 @@ def advance(shard: Shard, steps: list[Step], models: dict[int, Path], state: Sta
             sidecar = fill_sidecar(path, alive, partial(_compute, step, models.get(step.index), shard), spans)
             computed[step.name], remembered[step.name] = sidecar.computed, int(alive.sum()) - sidecar.computed
         elif isinstance(step, Keep):
-            _keep(shard, step, fates, np.flatnonzero(alive), state)
+            if shard.source not in state.exams:
+                _keep(shard, step, fates, np.flatnonzero(alive), state)
             if (removal := removal_by(step, state)) is not None:
                 named, rows = survivors_of(shard, removal.keys, np.flatnonzero(alive & (fates != ALIVE)), state.work)
                 duplicates[step.index] = Copies(int(named.sum()), int((named & within(rows, state.rows[shard.source])).sum()))

@@ -222,7 +222,8 @@ def _same(source: dict[str, Any], known: Survey, place: int) -> bool:
 def remarks(manifest: Manifest, known: Survey) -> Iterator[Remark]:
     """What is not wrong but should be known, the weightiest first."""
     sources = manifest.sources
-    if idle := [name for name in known.sources if sources[name]["read"] and not sources[name]["used"]]:
+    exams = (manifest.header["recipe"].get("holdout") or {}).get("files", [])
+    if idle := [name for name in known.sources if sources[name]["read"] and not sources[name]["used"] and name not in exams]:
         yield Remark(f"Nothing is planned of {_some(idle)}.", "funnel")
     yield from _losses(manifest, known)
     broken = [name for name in known.sources if sources[name]["quarantined"] > BROKEN * sources[name]["read"]]

@@ -16,7 +16,9 @@ from curation import corpus as corpus_module
 from curation import sources
 from curation.sources import cut
 from curation.words import words
+from mixing import UserError
 from mixing.audit import verify
+from mixing.manifest import Manifest
 
 MIXTURE = {
     "sequence_length": 64,
@@ -218,3 +220,98 @@ def test_held_out_documents_of_a_source_that_the_rules_drop_whole_leave_no_file_
     assert not (tmp_path / "out" / "holdout" / "short.arrow").exists()
     assert (tmp_path / "out" / "holdout" / "long.arrow").exists()
     assert [finding for finding in verify(tmp_path / "out") if finding.verdict == "FAIL"] == []
+
+
+# --- what another manifest holds out, and texts of the user's own
+
+
+def test_what_a_manifest_holds_out_is_held_out_again_though_the_corpus_has_grown(tmp_path: Path) -> None:
+    old, new = [text_of(number, 20 + number % 40) for number in range(100)], [text_of(1000 + number) for number in range(200)]
+    before = hold_out(tmp_path, {"a": old}, documents=10, out="before", steps=[{"keep": "bytes > 400"}])
+    again = near_copy(max((row["text"] for row in held(before) if row["text"] in old[:90]), key=len), 1)
+
+    rows = hold_out(tmp_path, {"b": [*new, again], "c": old[:90]}, out="after", holdout={"from": "before", "similarity": 0.7})
+
+    kept_back = {row["text"] for row in held(before)}
+    assert {row["reason"] for row in held(before)} == {None, "bytes > 400"}  # one that failed a rule was not trained on either
+    assert {row["text"] for row in held(rows)} == kept_back & {*old[:90]}
+    (copy,) = [row for row in rows if row["decision"] == "dropped"]
+    assert (copy["text"], copy["reason"]) == (again, "holdout")
+    assert [finding for finding in verify(tmp_path / "after") if not finding.ok] == []
+
+
+def test_texts_of_an_earlier_holdout_that_are_not_there_are_counted(tmp_path: Path) -> None:
+    old = [text_of(number) for number in range(60)]
+    before = hold_out(tmp_path, {"a": old}, documents=6, out="before")
+    gone = held(before)[0]["text"]
+    write_records(tmp_path / "fewer.jsonl", [{"text": text} for text in old if text != gone])
+    values = recipe(sources={"a": {"files": "fewer.jsonl"}}, steps=[], holdout={"from": "before"}, mixture=MIXTURE)
+
+    for out in ("after", "again"):  # said again by a build that finds its hold-out done
+        made = built(tmp_path, {**values, "name": out}, tmp_path / out)
+        assert made.warnings == [
+            f"hold-out from {tmp_path / 'before'}: 1 of its 6 texts are not among these sources; nothing is compared with those"
+        ]
+
+
+def test_texts_of_ones_own_are_measured_as_they_are_and_nothing_like_them_is_trained_on(tmp_path: Path) -> None:
+    exam = [text_of(1, 8), text_of(2), text_of(3), text_of(3)]  # the first fails the rule, the last stands twice
+    write_records(tmp_path / "exam" / "part.jsonl", [{"body": text} for text in exam])
+    texts = [*(text_of(100 + number) for number in range(60)), exam[1], near_copy(exam[2], 1)]
+    holdout = {"documents": 4, "files": {"exam": {"files": "exam/*.jsonl", "text": "body"}}}
+    write_records(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    values = recipe(sources={"a": {"files": "a.jsonl"}}, steps=[{"keep": "bytes > 300 AND source = 'a'"}], holdout=holdout, mixture=MIXTURE)
+
+    built(tmp_path, values, tmp_path / "out")
+
+    rows = pool_of(tmp_path / "out")
+    assert [(row["decision"], row["reason"]) for row in rows if row["source"] == "exam"] == [
+        *[("held_out", None)] * 3,
+        ("dropped", "holdout"),
+    ]
+    assert [row["reason"] for row in rows[60:62]] == ["holdout", "holdout"]
+    assert [json.loads(row["evidence"])["row"] for row in rows[60:62]] == [63, 64]
+    assert len(held(rows, "a")) == 4
+    header = Manifest.open(tmp_path / "out").header
+    assert header["holdout"]["exam"]["documents"] == 3
+    assert header["recipe"]["holdout"] == {"documents": 4, "similarity": 0.8, "files": ["exam"]}
+    assert [finding for finding in verify(tmp_path / "out") if not finding.ok] == []
+
+
+def test_a_text_of_ones_own_that_the_draw_would_take_is_held_out_once(tmp_path: Path) -> None:
+    texts = [text_of(number) for number in range(60)]
+    chosen = lowest(texts, 3, 5)
+    write_records(tmp_path / "exam.jsonl", [{"text": chosen[0]}])
+
+    rows = hold_out(
+        tmp_path,
+        {"a": texts, "exam": chosen[:1]},
+        holdout={"documents": 4, "files": {"exam": {"files": "exam.jsonl"}}},
+        sources={"a": {"files": "a.jsonl"}},
+    )
+
+    assert {row["text"] for row in held(rows, "a")} == set(chosen[1:5])
+    assert [row["text"] for row in held(rows, "exam")] == chosen[:1]
+
+
+@pytest.mark.parametrize(
+    ("holdout", "said"),
+    [
+        ({}, "give documents, from or files"),
+        ({"documents": 3, "from": "before"}, "give one of documents, from"),
+        ({"from": "nowhere"}, "holdout.from: no file matches 'nowhere/manifest.json'"),
+        ({"from": "before"}, "cleaned by [nfc] and these are by []"),
+        ({"from": "nothing"}, "holds nothing out"),
+        ({"files": {"a": {"files": "a.jsonl"}}}, "holdout.files: 'a' is the name of a source"),
+        ({"files": {"exam": {"files": "none.jsonl"}}}, "holdout.files.exam.files: no file matches"),
+        ({"files": {"exam": {"synthesize": {"from": "bytes > 1", "template": "qa", "model": "m"}}}}, "stands in `sources`"),
+    ],
+)
+def test_holdout_that_cannot_be_made_is_refused(tmp_path: Path, holdout: dict[str, Any], said: str) -> None:
+    hold_out(tmp_path, {"a": [text_of(number) for number in range(20)]}, documents=1, out="before", clean=["nfc"])
+    hold_out(tmp_path, {"a": [text_of(number) for number in range(20)]}, out="nothing", holdout=None)
+
+    with pytest.raises(UserError) as refused:
+        hold_out(tmp_path, {"a": [text_of(number) for number in range(20)]}, out="after", holdout=holdout)
+
+    assert said in str(refused.value)
