@@ -284,6 +284,21 @@ def test_imports_inside_a_package_point_downward(package: str) -> None:
     assert upward == []
 
 
+def test_rooms_of_curation_import_from_lower_rooms_alone() -> None:
+    rooms = list(dict.fromkeys(name.split(".")[0] for name in ORDER["curation"] if "." in name))
+    floor = {f"curation.{room}": number for number, room in enumerate(rooms) if room != "synthesis"}  # which stands on several
+
+    def stands_on(name: str) -> int | None:
+        return floor.get(".".join(name.split(".")[:2]))
+
+    pairs = [(name, target) for name, path in modules("curation").items() for target in imported(name, path)]
+    floors = [(name, target, stands_on(name), stands_on(target)) for name, target in pairs]
+
+    assert [
+        (name, target) for name, target, own, of_target in floors if own is not None and of_target is not None and of_target > own
+    ] == []
+
+
 @pytest.mark.parametrize("name", sorted(EVERY_MODULE))
 def test_imports_between_packages_stay_on_their_floor(name: str) -> None:
     package = name.split(".")[0]

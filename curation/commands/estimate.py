@@ -1,6 +1,6 @@
-"""`curate build --dry-run`: what a build would find, from a sample of each source and without writing anything.
+"""`curate build --dry-run`: what a build would find, from a sample of each source.
 
-The recipe has been checked whole by then. A sample is taken from all over a source's first, middle and last file (from the start only, where it is compressed), so its figures are
+Nothing is written. The recipe has been checked whole by then. A sample is taken from all over a source's first, middle and last file (from the start only, where it is compressed), so its figures are
 about, not exactly, what the build will count; they are before any step, so they are what there is at most.
 """
 

@@ -1,4 +1,4 @@
-"""`curate index`: add what a manifest kept, or the documents of plain files, to a persistent index (`dedup.index`); remove a source of it; show and verify it.
+"""`curate index`: add documents to a persistent index (`dedup.index`), or remove a source of it; show and verify it.
 
 A manifest gives its kept documents, whose texts are read once more from its work directory. A YAML file of `sources` and `clean`, as a recipe writes them, gives every document
 that can be used: for a published corpus, or a sample of what a model was trained on before. What is in an index never leaves it but by name.

@@ -1,4 +1,4 @@
-"""What deduplication costs: the guard that stops a build which drops too much of a source, and the groups of which later rules leave nothing.
+"""The guard that stops a build whose deduplication drops too much of a source; and the groups of which later rules leave nothing.
 
 A document is dropped *as a duplicate* by a `keep` rule that looks at a signal of duplicates and fails a document that has a survivor there. What counts against a source are
 duplicates whose survivor is in the same source: those of another source's documents are what ranks are for, and their texts stay there. A rule keeps a share of the documents

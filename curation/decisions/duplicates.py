@@ -1,4 +1,4 @@
-"""The documents alive at a step, as deduplication sees them: their rows, signatures, contents and texts; and what is found among them, duplicates and repeated text.
+"""Duplicates and repeated text among the documents alive at a step: which they are, by their rows, signatures, contents and texts.
 
 MinHash signatures are row signals like any other: 512 bytes a document in a sidecar, computed once for all recipes. What a deduplication found is a corpus signal: it depends
 on the set of documents alive, so its key holds a digest of that set, and its values name the surviving document by row, similarity and origin. With an index to compare with,

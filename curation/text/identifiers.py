@@ -1,4 +1,4 @@
-"""Where a text names someone or opens something: e-mail and public IP addresses, telephone, card and account numbers, secret keys.
+"""Identifiers of persons and secret keys in a text, and where they stand: e-mail and public IP addresses, telephone, card and account numbers, secret keys.
 
 `found` gives places that do not overlap; the signal `privacy` counts them and the clean step `mask_pii` replaces them, so both mean the same:
 
