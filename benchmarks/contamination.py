@@ -36,9 +36,9 @@ import pyarrow.parquet as pq
 import xxhash
 import zstandard
 
-from curation.memory import held
+from curation.engine.memory import held
 from curation.signals import SIGNALS
-from curation.words import text_buffers
+from curation.text.words import text_buffers
 
 SIGNAL = SIGNALS["contamination"]
 LENGTHS, SHARES = (5, 6, 7, 8, 9, 10, 11, 12, 13), (0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)

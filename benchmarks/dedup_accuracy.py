@@ -31,7 +31,7 @@ import zstandard
 
 from curation.dedup.banding import band_keys, group
 from curation.dedup.minhash import PERMUTATIONS, jaccards, shingles, signatures
-from curation.words import UNSPACED, text_buffers, words
+from curation.text.words import UNSPACED, text_buffers, words
 
 BOUND = 3 / math.sqrt(PERMUTATIONS)
 

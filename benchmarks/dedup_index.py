@@ -24,15 +24,15 @@ import numpy as np
 import pyarrow.compute as pc
 from dedup_ours import cpu, load
 
-from curation.corpus import Corpus, read_corpus, read_sidecar, sidecar_path
+from curation.commands.indexing import add
+from curation.corpus.shards import Corpus, read_corpus, read_sidecar, sidecar_path
+from curation.corpus.sources import SourceConfig, resolve
+from curation.decisions.duplicates import LiveShard, find_duplicates, find_repeats
 from curation.dedup.index import Index
 from curation.dedup.minhash import MinhashConfig, signatures
 from curation.dedup.repeats import ParagraphsConfig, RepeatsConfig, SpansConfig
-from curation.engine import Engine, Run
-from curation.indexing import add
-from curation.live import LiveShard, find_duplicates, find_repeats
-from curation.sources import SourceConfig, resolve
-from curation.work import Digests, Work
+from curation.engine.local import Engine, Run
+from curation.engine.work_directory import Digests, Work
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 CONFIGS: dict[str, RepeatsConfig] = {

@@ -20,12 +20,12 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from curation.corpus import read_corpus, read_sidecar, sidecar_path
+from curation.corpus.shards import read_corpus, read_sidecar, sidecar_path
+from curation.corpus.sources import SourceConfig, resolve
+from curation.decisions.duplicates import LiveShard, find_duplicates
 from curation.dedup.minhash import MinhashConfig, jaccards, shingles, signatures
-from curation.engine import Engine
-from curation.live import LiveShard, find_duplicates
-from curation.sources import SourceConfig, resolve
-from curation.work import Digests, Work
+from curation.engine.local import Engine
+from curation.engine.work_directory import Digests, Work
 
 Result = TypeVar("Result")
 TICK = os.sysconf("SC_CLK_TCK")

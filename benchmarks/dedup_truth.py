@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from curation.words import UNSPACED
+from curation.text.words import UNSPACED
 
 Pairs = dict[int, dict[int, tuple[int, int]]]
 """For each row its partners, with the sizes of intersection and union."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from curation.words import UNSPACED
+from curation.text.words import UNSPACED
 
 BULLETS = "-*•‣⁃◦▪▫■□●○▶◀–"
 STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}

@@ -18,10 +18,10 @@ from pathlib import Path
 import click
 import polars as pl
 
-from curation.corpus import read_corpus
-from curation.engine import Engine, default_workers
-from curation.sources import SourceConfig, refuse_unknown, resolve
-from curation.work import Digests, Work
+from curation.corpus.shards import read_corpus
+from curation.corpus.sources import SourceConfig, refuse_unknown, resolve
+from curation.engine.local import Engine, default_workers
+from curation.engine.work_directory import Digests, Work
 
 PEERS = ("datatrove", "daft")
 

@@ -29,12 +29,12 @@ from threading import Timer
 
 import click
 
-from curation.engine import Engine, Run
+from curation.engine.local import Engine, Run
 from curation.recipe import load
 
 SHORT = 0.1  # seconds: a phase that takes no longer is killed as it begins
 FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(["curation.build", "curation.tokens", "curation.signals.gopher", "curation.dedup.near"])
+FORKS.set_forkserver_preload(["curation.build", "curation.text.tokenizer", "curation.signals.gopher", "curation.dedup.near"])
 
 
 class Watched(Engine):

@@ -36,7 +36,7 @@ import numpy.typing as npt
 import xxhash
 from token_parity import documents as texts_of
 
-from curation.tokens import Encoder, TokenizerConfig, parsed, resolve
+from curation.text.tokenizer import Encoder, TokenizerConfig, parsed, resolve
 from mixing import validated
 from mixing.draws import Documents, shuffled
 from mixing.packing import Pieces, pack

@@ -23,9 +23,9 @@ import orjson
 import pyarrow as pa
 from token_parity import documents
 
-from curation.clean import clean_all
-from curation.identifiers import KINDS, found
 from curation.signals import SIGNALS
+from curation.text.clean import clean_all
+from curation.text.identifiers import KINDS, found
 
 PEER = """
 import sys, time, orjson

@@ -35,9 +35,9 @@ BUILD = """
 import json, sys, time
 from contextlib import contextmanager
 from pathlib import Path
-from curation import cluster
+from curation.engine import cluster
 from curation.build import build
-from curation.engine import Run
+from curation.engine.local import Run
 from curation.recipe import load
 
 class Watched(cluster.Cluster):

@@ -33,12 +33,12 @@ import numpy as np
 import yaml
 from memory import tree
 
+from curation.corpus.sources import CUT
 from curation.dedup.banding import banding
 from curation.dedup.runs import RANGE_BYTES
-from curation.engine import Engine, Run
-from curation.memory import DOCUMENT
+from curation.engine.local import Engine, Run
+from curation.engine.memory import DOCUMENT
 from curation.recipe import load
-from curation.sources import CUT
 from mixing.manifest import Manifest
 
 TICK = os.sysconf("SC_CLK_TCK")
@@ -281,7 +281,7 @@ BUILD = """
 import sys
 from pathlib import Path
 from curation.build import build
-from curation.engine import Run
+from curation.engine.local import Run
 from curation.recipe import load
 folder, engine = Path(sys.argv[1]), sys.argv[2]
 print(build(load(folder / "recipe.yaml"), folder, folder / engine, Run(folder / f"work-{engine}", 2, ray="local" if engine == "ray" else None)).digest)

@@ -29,7 +29,7 @@ from curation.formats import FORMATS, format_of
 from curation.formats.records import Fields, records_of
 from curation.signals import SIGNALS, arpa, fasttext_scoring, ngram
 from curation.signals.fasttext_training import _zeroed_memory
-from curation.words import word_hashes, words
+from curation.text.words import word_hashes, words
 
 RUNS = 5
 MODELS = {

@@ -27,12 +27,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from curation.engine.work_directory import Work
 from curation.synthesis.asking import Desk, Job, prompt_key
 from curation.synthesis.config import Generation, Server
 from curation.synthesis.server import Server as Backend
 from curation.synthesis.store import Store
 from curation.synthesis.template import read
-from curation.work import Work
 
 PLAIN = read(
     "plain", "---\nexample: {passage: A passage., answer: An answer.}\n---\n=== prompt\n{{ passage }}\n\n=== document\n{{ text }}\n"

@@ -28,7 +28,7 @@ import orjson
 import pyarrow.parquet as pq
 import zstandard
 
-from curation.tokens import Encoder, Fastokens, HuggingFace, Library, TokenizerConfig, first_difference, parsed, resolve
+from curation.text.tokenizer import Encoder, Fastokens, HuggingFace, Library, TokenizerConfig, first_difference, parsed, resolve
 
 BATCH = 256
 

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import click
 
-from curation import sources
 from curation.build import build
-from curation.engine import Run
+from curation.corpus import sources
+from curation.engine.local import Run
 from curation.recipe import load
 
 CURATE = [sys.executable, "-c", "from curation.cli import main; main(prog_name='curate')"]

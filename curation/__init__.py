@@ -20,7 +20,7 @@ __all__ = sorted(_FROM)
 
 
 class _Package(ModuleType):
-    """`curation.build` and `curation.remix` are the functions, also after the modules of these names were imported; those are had by `from curation.build import …`."""
+    """`curation.build` is the function, also after the module of this name was imported; that is had by `from curation.build import …`."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _FROM and isinstance(value, ModuleType)):

@@ -1,7 +1,7 @@
 """From decided documents to a manifest: components, tokens, plan, pool.
 
 Everything per document is made shard by shard into the scratch room, sorted by row, and then merged in windows of rows, so that memory follows the window and not the
-corpus. The one thing held whole is what the plan needs of a document: row, content, component and token count, 34 bytes (`curation.memory` counts them).
+corpus. The one thing held whole is what the plan needs of a document: row, content, component and token count, 34 bytes (`curation.engine.memory` counts them).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import polars as pl
 import pyarrow as pa
 
 from curation import rules
-from curation.components import assign, predicates
-from curation.corpus import Corpus, Positions, Shard, chunkless, contents, read_sidecar, sidecar_path
-from curation.engine import Engine
-from curation.live import MEMBER
-from curation.ranking import lots
-from curation.step import Add, Keep, Step, Top, fate_of
-from curation.steps import ALIVE, Fates, State, frame, numbers, signal_values, start
-from curation.tokenized import TokenIds, tokenize
-from curation.whole import save, save_all, whole
+from curation.corpus.shards import Corpus, Positions, Shard, chunkless, contents, read_sidecar, sidecar_path
+from curation.corpus.token_ids import TokenIds, tokenize
+from curation.decisions.apply_steps import ALIVE, Fates, State, frame, numbers, signal_values, start
+from curation.decisions.components import assign, predicates
+from curation.decisions.duplicates import MEMBER
+from curation.decisions.ranking import lots
+from curation.decisions.resolved_steps import Add, Keep, Step, Top, fate_of
+from curation.engine.atomic_files import save, save_all, whole
+from curation.engine.local import Engine
 from mixing.canonical import canonical_json
 from mixing.draws import Documents
 from mixing.manifest import NO_COMPONENT, Holdout

@@ -17,19 +17,19 @@ from typing import Any
 import numpy as np
 
 from curation.assemble import Measured, assemble, documents_of, measure
-from curation.corpus import Corpus, read_corpus
-from curation.engine import Engine, Run, is_full
-from curation.holdout import reserve
-from curation.live import normalized_key, signature_key
-from curation.memory import DOCUMENT
-from curation.models import Ground
+from curation.corpus.shards import Corpus, read_corpus
+from curation.corpus.token_ids import token_key
+from curation.decisions.apply_steps import Decided, State, decide
+from curation.decisions.duplicates import normalized_key, signature_key
+from curation.decisions.holdout import reserve
+from curation.decisions.resolved_steps import Step
+from curation.decisions.signal_models import Ground
+from curation.engine.local import Engine, Run, is_full
+from curation.engine.memory import DOCUMENT
+from curation.engine.work_directory import Digests, Work, write_json
 from curation.recipe import Recipe, Resolved, resolve_recipe
-from curation.step import Step
-from curation.steps import Decided, State, decide
 from curation.synthesis.waves import synthesize_waves
-from curation.tokenized import token_key
-from curation.tokens import Encoder
-from curation.work import Digests, Work, write_json
+from curation.text.tokenizer import Encoder
 from mixing import UserError
 from mixing.manifest import Manifest
 from mixing.plan import Plan, plan
@@ -77,7 +77,7 @@ def build(recipe: Recipe, folder: Path, target: Path, run: Run, *, replace: bool
 def _engine(run: Run) -> Engine:
     if run.ray is None:
         return Engine(run.workers, run.memory)
-    from curation.cluster import Cluster
+    from curation.engine.cluster import Cluster
 
     return Cluster(run.ray, run.workers, run.memory, run.work)
 

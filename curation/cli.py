@@ -100,7 +100,7 @@ def build(
 ) -> None:
     """Build the manifest of RECIPE. KEY=VALUE sets one value of the recipe, as in mixture.stages.0.tokens=2M."""
     from curation import terminal, verbs
-    from curation.engine import default_workers
+    from curation.engine.local import default_workers
 
     if ray_address is not None and engine == "local":
         raise UserError(f"--ray-address {ray_address}: the engine is local; add --engine ray, or leave the address out")
@@ -140,7 +140,7 @@ def _roots(roots: tuple[str, ...]) -> dict[str, str]:
 def clean(work: Path, days: float, dry_run: bool, yes: bool) -> None:
     """Remove from the work directory what no recent build refers to; it is made anew when it is wanted."""
     from curation import terminal
-    from curation.sweep import survey, sweep
+    from curation.commands.cleanup import survey, sweep
 
     found = survey(work, days)
     click.echo(terminal.rooms(found))
@@ -194,7 +194,7 @@ def verify(manifest: Path, as_json: bool) -> None:
 @answers
 def show(manifest: Path, reason: str | None, decision: str | None, source: str | None, documents: int, work: Path | None) -> None:
     """Show texts by decision, quarantined ones too. Needs the work directory."""
-    from curation import explain
+    from curation.commands import explain
     from mixing.manifest import Manifest
 
     for text in explain.show(Manifest.open(manifest), reason, decision, source, documents, work):
@@ -209,7 +209,7 @@ def show(manifest: Path, reason: str | None, decision: str | None, source: str |
 @answers
 def why(manifest: Path, document: str | None, text: str | None, work: Path | None) -> None:
     """Say why DOCUMENT (a pool row, a key, or an origin FILE#POSITION) was kept or dropped, and where it is in the plan."""
-    from curation import explain
+    from curation.commands import explain
     from mixing.manifest import Manifest
 
     if (document is None) == (text is None):
@@ -247,7 +247,7 @@ def report_page(manifest: Path, runs: tuple[Path, ...], output: Path, prove: boo
 @answers
 def signatures(manifest: Path, output: Path, work: Path | None) -> None:
     """Write the MinHash signatures of the kept documents of MANIFEST, or of an index, for datasketch.LeanMinHash and others. A manifest needs its work directory."""
-    from curation.sketches import write_sketches
+    from curation.commands.sketches import write_sketches
 
     click.echo(f"{output}: {write_sketches(manifest, output, work):,} signatures")
 
@@ -270,8 +270,8 @@ index_argument = click.argument("folder", metavar="INDEX", type=click.Path(path_
 @answers
 def add(folder: Path, what: Path, name: str | None, work: Path | None, workers: int | None, roots: tuple[str, ...]) -> None:
     """Add the kept documents of MANIFEST to INDEX, or all of a YAML file with `sources` and `clean` as in a recipe. Makes the index if it is not there."""
-    from curation import indexing
-    from curation.engine import Run, default_workers
+    from curation.commands import indexing
+    from curation.engine.local import Run, default_workers
 
     run = Run(work or what.parent / ".tilth", workers or default_workers(), _roots(roots))
     made, source = indexing.add(folder, what, name, work, run)
@@ -284,7 +284,7 @@ def add(folder: Path, what: Path, name: str | None, work: Path | None, workers: 
 @answers
 def remove(folder: Path, source: str) -> None:
     """Remove SOURCE from INDEX."""
-    from curation import indexing
+    from curation.commands import indexing
 
     click.echo(f"{folder}: '{source}' removed; digest {indexing.remove(folder, source).digest}")
 
@@ -294,7 +294,7 @@ def remove(folder: Path, source: str) -> None:
 @answers
 def show_index(folder: Path) -> None:
     """Show the sources of INDEX."""
-    from curation import indexing
+    from curation.commands import indexing
 
     click.echo(indexing.shown(folder))
 
@@ -305,8 +305,8 @@ def show_index(folder: Path) -> None:
 @answers
 def verify_index(folder: Path, workers: int | None) -> None:
     """Re-read everything in INDEX; exit code 1 if anything is not what was written."""
-    from curation import indexing
-    from curation.engine import Run, default_workers
+    from curation.commands import indexing
+    from curation.engine.local import Run, default_workers
 
     bad = indexing.verify(folder, Run(Path(), workers or default_workers()))
     click.echo(
@@ -323,7 +323,8 @@ def verify_index(folder: Path, workers: int | None) -> None:
 @answers
 def diff(a: Path, b: Path, as_json: bool) -> None:
     """Show what differs between two manifests: recipe, inputs, rules, tokens, documents gained and lost, order."""
-    from curation import differences, terminal
+    from curation import terminal
+    from curation.commands import differences
     from mixing.manifest import Manifest
 
     one, other = Manifest.open(a), Manifest.open(b)
@@ -341,7 +342,7 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
 def remix(manifest: Path, mixture: Path, output: Path, consumed: int | None, roots: tuple[str, ...], replace: bool) -> None:
     """Plan a new MIXTURE from the documents in MANIFEST, without their texts; in the middle of a run nothing trained is planned again."""
     from curation import terminal
-    from curation.remix import remix as remix_manifest
+    from curation.commands.remix import remix as remix_manifest
     from mixing.manifest import Manifest
 
     click.echo(

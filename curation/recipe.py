@@ -19,26 +19,26 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation import rules
+from curation.corpus.input_files import hash_files, locate
+from curation.corpus.sources import ARROW_TYPES, SHARD_VERSION, Source, SourceConfig, SourceName, resolve
+from curation.decisions.duplicates import DEDUP, NEAR_VERSION
+from curation.decisions.holdout import HOLDOUT_VERSION, Earlier, HoldoutConfig, find_earlier, spelled
+from curation.decisions.ranking import TopConfig
+from curation.decisions.resolved_steps import Add, Keep, Step, Top
+from curation.decisions.signal_models import Referenced, resolve_references, spelled_config
 from curation.dedup import index as dedup_index
 from curation.dedup.exact import NORMALIZED_VERSION
 from curation.dedup.minhash import SIGNATURE_VERSION
 from curation.dedup.preference import Preference
 from curation.dedup.repeats import REPEATS, REPEATS_VERSION
-from curation.engine import Engine, Run
-from curation.finding import hash_files, locate
-from curation.holdout import HOLDOUT_VERSION, Earlier, HoldoutConfig, find_earlier, spelled
-from curation.live import DEDUP, NEAR_VERSION
-from curation.models import Referenced, resolve_references, spelled_config
-from curation.ranking import TopConfig
+from curation.engine.local import Engine, Run
+from curation.engine.work_directory import Digests, key_of
 from curation.rules import rule_schema
 from curation.signals import SIGNALS
-from curation.sources import ARROW_TYPES, SHARD_VERSION, Source, SourceConfig, SourceName, resolve
-from curation.step import Add, Keep, Step, Top
 from curation.synthesis.filters import COLUMNS as SYNTHETIC
 from curation.synthesis.resolving import Synthesis, resolve_syntheses
-from curation.tokens import ResolvedTokenizer, TokenizerConfig
-from curation.tokens import resolve as resolve_tokenizer
-from curation.work import Digests, key_of
+from curation.text.tokenizer import ResolvedTokenizer, TokenizerConfig
+from curation.text.tokenizer import resolve as resolve_tokenizer
 from mixing import UserError, validated
 from mixing.learned import learn
 from mixing.plan import Mixture

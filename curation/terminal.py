@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from curation.build import Built
-    from curation.estimate import Estimate
-    from curation.remix import Remixed
-    from curation.starter import Started
-    from curation.sweep import Entry
+    from curation.commands.cleanup import Entry
+    from curation.commands.estimate import Estimate
+    from curation.commands.remix import Remixed
+    from curation.starter.init import Started
     from mixing.export import Exported
     from mixing.findings import Finding
 

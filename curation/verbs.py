@@ -12,18 +12,20 @@ from dataclasses import replace as replace_in
 from pathlib import Path
 from typing import Any, Literal
 
-from curation import differences, explain, indexing, sketches, starter, sweep, terminal
+from curation import terminal
 from curation.build import Built
 from curation.build import build as build_manifest
+from curation.commands import cleanup, differences, explain, indexing, sketches
+from curation.commands.estimate import Estimate, estimate
+from curation.commands.remix import Remixed
+from curation.commands.remix import remix as remix_manifest
 from curation.dedup.index import Index
-from curation.engine import Run
-from curation.estimate import Estimate, estimate
+from curation.engine.local import Run
+from curation.engine.work_directory import write_text
 from curation.page.compose import report as make_page
 from curation.recipe import Recipe, load
-from curation.remix import Remixed
-from curation.remix import remix as remix_manifest
-from curation.starter import Started
-from curation.work import write_text
+from curation.starter.init import Started
+from curation.starter.init import init as write_recipe
 from mixing import UserError, validated
 from mixing.audit import verify as audit
 from mixing.export import Compression, Exported, Format
@@ -40,7 +42,7 @@ def init(
 ) -> Started:
     """Looks at files, folders, patterns or URLs and writes a commented recipe for them that builds as it is; `base` is the model to train."""
     several = [paths] if isinstance(paths, Path | str) else list(paths)
-    return starter.init([str(path) for path in several], Path(output), base, replace=replace)
+    return write_recipe([str(path) for path in several], Path(output), base, replace=replace)
 
 
 def build(
@@ -204,4 +206,4 @@ def index_verify(index: Path | str, *, workers: int = 1) -> list[str]:
 
 def clean(work: Path | str = ".tilth", *, older_than: float = 30.0) -> int:
     """Removes from a work directory what no build of the last `older_than` days refers to; the bytes made free."""
-    return sweep.sweep(Path(work), older_than)
+    return cleanup.sweep(Path(work), older_than)

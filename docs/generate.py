@@ -101,11 +101,11 @@ def paths(command: click.Command) -> Iterator[list[str]]:
 
 RESULTS = (
     "curation.build.Built",
-    "curation.estimate.Estimate",
-    "curation.estimate.Sampled",
-    "curation.estimate.Wanted",
-    "curation.starter.Started",
-    "curation.remix.Remixed",
+    "curation.commands.estimate.Estimate",
+    "curation.commands.estimate.Sampled",
+    "curation.commands.estimate.Wanted",
+    "curation.starter.init.Started",
+    "curation.commands.remix.Remixed",
     "mixing.export.Exported",
     "mixing.findings.Finding",
     "mixing.manifest.Sequence",
@@ -199,8 +199,8 @@ def training() -> str:
 
 
 def signals() -> str:
+    from curation.decisions.duplicates import DEDUP
     from curation.dedup.repeats import REPEATS
-    from curation.live import DEDUP
     from curation.signals import SIGNALS
 
     parts = [contract("curation.signals")]

@@ -16,7 +16,7 @@ import xxhash
 
 from curation.dedup.exact import normalized
 from curation.dedup.minhash import shingles, signatures
-from curation.words import words
+from curation.text.words import words
 
 Decisions = dict[int, tuple[int, float]]
 

@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from curation.engine import Engine, Run
+from curation.engine.local import Engine, Run
 from curation.recipe import load
 
 
@@ -67,7 +67,7 @@ def _build(recipe: Path, out: Path, work: Path, engine: type[Engine], settings: 
 def apart(recipe: Path, out: Path, work: Path, engine: type[Engine], **settings: Any) -> int:
     """Builds in a process forked from a server that has imported everything; its exit code, negative if a signal ended it."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["kills", "curation.tokens"])
+    context.set_forkserver_preload(["kills", "curation.text.tokenizer"])
     process = context.Process(target=_build, args=(recipe, out, work, engine, settings))
     process.start()
     process.join()

@@ -25,7 +25,7 @@ import zstandard
 from manifests import small_tokenizer
 
 from curation.build import Built, build
-from curation.engine import Engine, Run
+from curation.engine.local import Engine, Run
 from curation.recipe import load
 
 VOCABULARY = [

@@ -14,8 +14,8 @@ from test_floors import EVERY_MODULE
 
 import curation
 from curation.cli import main as curate
+from curation.commands.remix import Remix
 from curation.recipe import load as load_recipe
-from curation.remix import Remix
 from mixing import validated
 from train.__main__ import main as train
 from train.config import load as load_config

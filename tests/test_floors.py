@@ -49,12 +49,20 @@ ORDER = {
     ],
     "curation": [
         "curation",
-        "whole",
-        "words",
-        "identifying",
-        "identifiers",
-        "passages",
-        "tokens",
+        "engine",
+        "engine.atomic_files",
+        "engine.memory",
+        "engine.journal",
+        "engine.work_directory",
+        "engine.local",
+        "engine.cluster",
+        "text",
+        "text.words",
+        "text.identifier_windows",
+        "text.identifiers",
+        "text.clean",
+        "text.shared_passages",
+        "text.tokenizer",
         "signals.reference",
         "signals.causal_lm_engines",
         "signals.causal_lm",
@@ -99,11 +107,6 @@ ORDER = {
         "dedup.near",
         "dedup.holdout",
         "rules",
-        "components",
-        "ranking",
-        "clean",
-        "memory",
-        "journal",
         "formats.records",
         "formats.streams",
         "formats.lines",
@@ -113,25 +116,25 @@ ORDER = {
         "formats.web",
         "formats.warc",
         "formats",
-        "sampling",
-        "selection",
-        "work",
-        "engine",
-        "cluster",
-        "finding",
-        "sweep",
         "synthesis",
         "synthesis.config",
-        "sources",
         "corpus",
-        "live",
-        "holdout",
-        "models",
-        "tokenized",
-        "losses",
-        "step",
-        "state",
-        "steps",
+        "corpus.file_samples",
+        "corpus.record_selection",
+        "corpus.input_files",
+        "corpus.sources",
+        "corpus.shards",
+        "corpus.token_ids",
+        "decisions",
+        "decisions.components",
+        "decisions.ranking",
+        "decisions.duplicates",
+        "decisions.holdout",
+        "decisions.signal_models",
+        "decisions.dedup_guard",
+        "decisions.resolved_steps",
+        "decisions.build_state",
+        "decisions.apply_steps",
         "synthesis.template",
         "synthesis.store",
         "synthesis.cutting",
@@ -143,19 +146,23 @@ ORDER = {
         "synthesis.parents",
         "synthesis.resolving",
         "recipe",
-        "prospect",
-        "drafting",
         "starter",
+        "starter.prospect",
+        "starter.drafting",
+        "starter.init",
         "synthesis.making",
         "synthesis.waves",
         "assemble",
         "build",
-        "estimate",
-        "remix",
-        "explain",
-        "indexing",
-        "sketches",
+        "commands",
+        "commands.cleanup",
+        "commands.estimate",
+        "commands.remix",
+        "commands.explain",
+        "commands.indexing",
+        "commands.sketches",
         "terminal",
+        "commands.differences",
         "page",
         "page.thresholds",
         "page.windows",
@@ -169,7 +176,6 @@ ORDER = {
         "page.gallery",
         "page.training",
         "page.compose",
-        "differences",
         "verbs",
         "cli",
     ],
@@ -276,6 +282,21 @@ def test_imports_inside_a_package_point_downward(package: str) -> None:
     ]
 
     assert upward == []
+
+
+def test_rooms_of_curation_import_from_lower_rooms_alone() -> None:
+    rooms = list(dict.fromkeys(name.split(".")[0] for name in ORDER["curation"] if "." in name))
+    floor = {f"curation.{room}": number for number, room in enumerate(rooms) if room != "synthesis"}  # which stands on several
+
+    def stands_on(name: str) -> int | None:
+        return floor.get(".".join(name.split(".")[:2]))
+
+    pairs = [(name, target) for name, path in modules("curation").items() for target in imported(name, path)]
+    floors = [(name, target, stands_on(name), stands_on(target)) for name, target in pairs]
+
+    assert [
+        (name, target) for name, target, own, of_target in floors if own is not None and of_target is not None and of_target > own
+    ] == []
 
 
 @pytest.mark.parametrize("name", sorted(EVERY_MODULE))

@@ -12,7 +12,7 @@ import yaml
 from recipes import text_of, write_file, write_records, write_tokenizer
 
 import curation
-from curation.estimate import Estimate
+from curation.commands.estimate import Estimate
 
 FOLDER = Path(__file__).parents[1] / "data_manifests"
 READY = ("medical-stability-gap", "bilingual-science", "math-durations")

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from curation.dedup.decide import REMOVED
 from curation.dedup.minhash import EMPTY, PERMUTATIONS, Signatures
-from curation.words import Bytes, Hashes, Offsets, kernel
+from curation.text.words import Bytes, Hashes, Offsets, kernel
 
 RECALL = 0.995
 SMALL = 32

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from curation.words import Bytes, Hashes, kernel
+from curation.text.words import Bytes, Hashes, kernel
 
 REMOVED = 2
 OPEN = 3

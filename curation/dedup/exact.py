@@ -1,6 +1,6 @@
 """Exact duplicates: documents of equal text, or of equal words; the lowest row of each group survives, or the highest priority.
 
-`text`: equal content hashes, so texts that are equal as they were written into the shards, byte by byte. `normalized`: equal sequences of words (`curation.words`: lower-cased one
+`text`: equal content hashes, so texts that are equal as they were written into the shards, byte by byte. `normalized`: equal sequences of words (`curation.text.words`: lower-cased one
 code point at a time, everything that is no letter, mark or number separates and is dropped), told by the xxh3-128 of their word hashes. Texts without a word have no normalised
 key and are nobody's duplicates. No Unicode normalisation besides: `clean: [nfc]` does that before a text is written.
 
@@ -24,7 +24,7 @@ from pydantic import Field
 from curation.dedup.preference import Preference
 from curation.dedup.ranks import Ranks, behind, told_apart, write_all
 from curation.dedup.runs import RANGE_BYTES, Run, Shard, gather, ranges, write_run
-from curation.words import WORDS_VERSION, word_hashes
+from curation.text.words import WORDS_VERSION, word_hashes
 
 NORMALIZED_VERSION = f"1/words-{WORDS_VERSION}"
 By = Literal["text", "normalized"]

@@ -18,7 +18,7 @@ import pyarrow as pa
 from curation.dedup.banding import band_keys, banding, has_shingles, least_agreement
 from curation.dedup.minhash import SIGNATURE_VERSION, Signatures, agreements, jaccards, shingles, signatures
 from curation.dedup.runs import DUPLICATES
-from curation.words import Hashes, Offsets
+from curation.text.words import Hashes, Offsets
 
 RECALL = 1 - 1e-6
 MARGIN = 6.0

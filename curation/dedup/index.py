@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from curation.dedup.exact import NORMALIZED_VERSION, normalized
 from curation.dedup.minhash import PERMUTATIONS, SHINGLE_WORDS, SIGNATURE_VERSION, Signatures, shingles, signatures
-from curation.words import WORDS_VERSION, Hashes, Offsets
+from curation.text.words import WORDS_VERSION, Hashes, Offsets
 from mixing import UserError
 from mixing.canonical import canonical_json, content_digest
 

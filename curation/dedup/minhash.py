@@ -1,6 +1,6 @@
 """Shingles and MinHash signatures of texts: pure functions of one text each.
 
-A *shingle* is the hash of five consecutive words (`curation.words`); a text of one to four words has one shingle, of all its words; a text
+A *shingle* is the hash of five consecutive words (`curation.text.words`); a text of one to four words has one shingle, of all its words; a text
 without a word has none and is nobody's near-duplicate. In unspaced scripts every character is a word, so a shingle is five characters there.
 Shingle hash (64 bits): MurmurHash3's finalizer over the sum of word hash times `POSITIONS[i]`, modulo 2^64. *Exact Jaccard* everywhere in
 curation means that of the sets of these 64-bit hashes: two different shingles fall together with probability 2^-64 per pair.
@@ -25,7 +25,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from curation.dedup.preference import Preference
-from curation.words import WORDS_VERSION, Hashes, Offsets, hash_room, hash_words, kernel, mix64_python, text_buffers, word_hash, words
+from curation.text.words import WORDS_VERSION, Hashes, Offsets, hash_room, hash_words, kernel, mix64_python, text_buffers, word_hash, words
 
 SIGNATURE_VERSION = f"1/affine32-128/words-{WORDS_VERSION}"
 PERMUTATIONS = 128

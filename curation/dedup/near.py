@@ -55,8 +55,8 @@ from curation.dedup.ranks import Ranks, behind, told_apart, write_all
 from curation.dedup.rare import Counts, count_shingles, lists_of, no_counts, prefix_lengths, rarest, ratio_of
 from curation.dedup.runs import RANGE_BYTES, Run, Shard, gather, open_run, ranges, write_run
 from curation.dedup.store import Part, Store, sparse, write_part
-from curation.whole import save, save_all
-from curation.words import Bytes, Hashes
+from curation.engine.atomic_files import save, save_all
+from curation.text.words import Bytes, Hashes
 
 MARGIN = 4.0
 _KEYED = 1 << 15  # documents whose bands are held at once

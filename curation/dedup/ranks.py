@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from curation.dedup.minhash import Signatures
 from curation.dedup.runs import DUPLICATES, FOREIGN, RANGE_BYTES, Run, Shard, gather, open_run, write_decisions, write_run
-from curation.whole import save
-from curation.words import Hashes, Offsets
+from curation.engine.atomic_files import save
+from curation.text.words import Hashes, Offsets
 
 _SAMPLES = 256
 _NONE = np.uint64(0xFFFFFFFFFFFFFFFF)

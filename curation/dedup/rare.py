@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.dedup.banding import Buckets
-from curation.words import Hashes, Offsets, kernel
+from curation.text.words import Hashes, Offsets, kernel
 
 COUNTERS = 1 << 20
 

@@ -1,6 +1,6 @@
 """Text that several documents have in common: repeated paragraphs, and repeated spans of words.
 
-A *paragraph* lies between blank lines (lines of spaces and tabs alone), or is a line. Paragraphs are equal if their sequences of words are (`curation.words`, as for
+A *paragraph* lies between blank lines (lines of spaces and tabs alone), or is a line. Paragraphs are equal if their sequences of words are (`curation.text.words`, as for
 `exact` with `by: normalized`); those without a word are nobody's and count nowhere. The value of a document is the share of its characters, white space left out, that stands in
 paragraphs which at least so many *documents* hold, however often each: a line that one document repeats is no repetition. A *span* is so many consecutive words. Every one is looked at,
 none is sampled: whatever run of words of this length or more stands in at least so many documents is counted whole, in each of them, and nothing else is. The value is the share of a
@@ -28,8 +28,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curation.dedup.minhash import sorted_sets
 from curation.dedup.runs import END, RANGE_BYTES, Range, Run, gather, open_run, ranges
-from curation.whole import save
-from curation.words import WORDS_VERSION, Bytes, Hashes, Offsets, hash_words, kernel, text_buffers
+from curation.engine.atomic_files import save
+from curation.text.words import WORDS_VERSION, Bytes, Hashes, Offsets, hash_words, kernel, text_buffers
 
 REPEATS_VERSION = f"1/words-{WORDS_VERSION}"
 _CHUNK = 4 << 20  # bytes of text that are looked at at once, at least one document

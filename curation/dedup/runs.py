@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.dedup.minhash import Signatures
-from curation.whole import save
-from curation.words import Hashes, Offsets
+from curation.engine.atomic_files import save
+from curation.text.words import Hashes, Offsets
 
 DUPLICATES = np.dtype([("position", "<u4"), ("survivor", "<u8"), ("similarity", "<f8")])
 FOREIGN = np.uint64(1 << 63)

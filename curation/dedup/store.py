@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from curation.whole import save, whole
-from curation.words import Hashes, Offsets
+from curation.engine.atomic_files import save, whole
+from curation.text.words import Hashes, Offsets
 
 
 def sparse(path: Path, dtype: type[np.generic], size: int) -> npt.NDArray[np.generic]:

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from markupsafe import Markup
 
-from curation import explain
+from curation.commands import explain
 from curation.page.sampling import PAIRS, Samples
 from curation.page.survey import Survey
 from curation.page.thresholds import decisions

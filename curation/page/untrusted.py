@@ -12,7 +12,7 @@ import unicodedata
 
 from markupsafe import Markup, escape
 
-from curation.passages import excerpt, first_difference, words_of
+from curation.text.shared_passages import excerpt, first_difference, words_of
 
 SHOWN = 700
 COMPARED = 120

@@ -1,10 +1,10 @@
 """n-gram models as ARPA files, out and in: log10 P(w | h), the words, log10 of the back-off weight, one n-gram a line.
 
 Out, every probability of ours has its place: the uniform mass of a word never seen is the unigram `<unk>`, and back-off does the rest. What an ARPA file cannot say: that the mass
-belongs to each unknown word alone, so that its unigrams sum to less than one; which words there are (`curation.words`), so texts have to be split that way before another program
+belongs to each unknown word alone, so that its unigrams sum to less than one; which words there are (`curation.text.words`), so texts have to be split that way before another program
 scores them; and more than seven digits. Lines are in the order of their words.
 
-In, words have to be as `curation.words` splits texts: lower-case runs of letters and digits. N-grams of other words (capitals, punctuation, pieces of words) can never match and are left out,
+In, words have to be as `curation.text.words` splits texts: lower-case runs of letters and digits. N-grams of other words (capitals, punctuation, pieces of words) can never match and are left out,
 `<unk>` inside an n-gram too; a model in which more than half of the words are such is refused. Every n-gram needs its context and its suffix in the file, as SRILM and KenLM write them.
 """
 
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, BinaryIO, TextIO, cast
 
 import numpy as np
 
-from curation import words as split
 from curation.signals import ngram
+from curation.text import words as split
 from mixing import UserError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from curation.words import Bytes, Offsets, kernel
+from curation.text.words import Bytes, Offsets, kernel
 
 Scores = npt.NDArray[np.float64]
 

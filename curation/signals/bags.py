@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from curation.words import Hashes, Offsets, kernel, text_buffers
+from curation.text.words import Hashes, Offsets, kernel, text_buffers
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.signals.counting import Integers, Lines
-from curation.words import Bytes, kernel, text_buffers
+from curation.text.words import Bytes, kernel, text_buffers
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -4,7 +4,7 @@ A text's tokens t1 … tn, BOS before them, give n predictions; `nll` is the sum
 exp(nll / predictions), `bits_per_byte` = nll / ln 2 / bytes of UTF-8 (comparable across tokenizers), `tokens` = predictions. Null without a prediction.
 
 BOS is the model's own, refused where its tokenizer names none; `bos: false` leaves it out, and then the first token is only context. EOS is not predicted. What looks like a
-control token in a text is text, as in training (`curation.tokens`).
+control token in a text is text, as in training (`curation.text.tokenizer`).
 
 A text longer than `context` tokens (2048, or what the model has if that is less) is read in windows that begin `stride` tokens apart (half a context): a token is counted once, in the
 first window it stands in, with at least `context - stride` tokens before it from the second window on.
@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation.signals.reference import ModelFolder
-from curation.tokens import Encoder, TokenizerConfig
-from curation.tokens import resolve as resolve_tokenizer
+from curation.text.tokenizer import Encoder, TokenizerConfig
+from curation.text.tokenizer import resolve as resolve_tokenizer
 from mixing import UserError
 
 if TYPE_CHECKING:

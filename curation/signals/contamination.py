@@ -158,7 +158,7 @@ def train(config: ContaminationConfig, texts: dict[str, pa.LargeStringArray], fo
     import orjson
 
     from curation.signals import overlap
-    from curation.words import text_buffers
+    from curation.text.words import text_buffers
 
     read = [one for record in texts["against"] for one in passages(config, orjson.loads(record.as_py()))]
     words, offsets = _words(one.text for one in read)
@@ -181,7 +181,7 @@ def _words(texts: Iterator[str]) -> tuple[Any, npt.NDArray[np.int64]]:
     import pyarrow as pa
 
     from curation.signals.plain import words_of
-    from curation.words import text_buffers
+    from curation.text.words import text_buffers
 
     return words_of(*text_buffers(pa.array(texts, pa.large_string())))
 
@@ -227,7 +227,7 @@ def compute(config: ContaminationConfig, texts: pa.LargeStringArray, model: Path
     import pyarrow as pa
 
     from curation.signals import overlap
-    from curation.words import text_buffers
+    from curation.text.words import text_buffers
 
     assert model is not None
     found = overlap.find(*text_buffers(texts), _loaded(str(model)))

@@ -1,7 +1,7 @@
 """Words and lines of texts and what is counted in them, from their UTF-8 bytes: integers only, no lock held.
 
 Definitions are those of `heuristics`. Code points are classed by Python's own `str.isspace`, `str.isalpha` and `str.isalnum`, and by the unspaced
-scripts of `curation.words`. All kernels that decode text stand here; the others read the arrays that these make.
+scripts of `curation.text.words`. All kernels that decode text stand here; the others read the arrays that these make.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from curation.words import UNSPACED, Bytes, Hashes, Offsets, kernel, text_buffers
+from curation.text.words import UNSPACED, Bytes, Hashes, Offsets, kernel, text_buffers
 
 if TYPE_CHECKING:
     import pyarrow as pa

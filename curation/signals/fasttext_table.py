@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.signals.fasttext_file import SOFTMAX, ModelFile
-from curation.words import Bytes, Hashes, Offsets, kernel, text_buffers
+from curation.text.words import Bytes, Hashes, Offsets, kernel, text_buffers
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -1,7 +1,7 @@
 """Statistics of one text, each its own column, so that a threshold is a `keep` line and never a new computation.
 
 A *word* is what stands between white space (`str.split`), punctuation included, as in Gopher's paper; in a script written without spaces
-(`curation.words`: Chinese, Japanese, Thai …) every letter begins a word of its own, and the punctuation behind it belongs to it. So `平时90年代。` is
+(`curation.text.words`: Chinese, Japanese, Thai …) every letter begins a word of its own, and the punctuation behind it belongs to it. So `平时90年代。` is
 4 words, and for Chinese a word is a character: `mean_length` is then near 1 and `stop_words` 0, and no n-gram threshold was made for it. A *line* ends
 at `\n`; white space at its ends does not count, nor does a line without a visible character. A *paragraph* is a run of lines without an empty one
 between them. Characters are code points. A *share* is between 0 and 1.

@@ -1,6 +1,6 @@
 """Importance of a text for a target: how much likelier its words and word pairs are in a target corpus than in a pool (DSIR, arXiv 2302.03169).
 
-Features are the words (the definition of `curation.words`) and pairs of neighbouring words, each hashed into one of `buckets`. Target and pool are bags of features with add-one smoothing,
+Features are the words (the definition of `curation.text.words`) and pairs of neighbouring words, each hashed into one of `buckets`. Target and pool are bags of features with add-one smoothing,
 
     log w = sum over the text's features f of  log((c_target(f) + 1) / (N_target + B)) - log((c_pool(f) + 1) / (N_pool + B))
 
@@ -54,7 +54,7 @@ class Model(NamedTuple):
 
 
 def version(config: ImportanceConfig) -> str:
-    from curation.words import WORDS_VERSION
+    from curation.text.words import WORDS_VERSION
 
     return f"importance add-one 1, words {WORDS_VERSION}"
 
@@ -74,7 +74,7 @@ def train(config: ImportanceConfig, texts: dict[str, pa.LargeStringArray], folde
     import numpy as np
 
     from curation.signals import bags
-    from curation.words import word_hashes
+    from curation.text.words import word_hashes
 
     logs = {}
     for role in ("target", "pool"):
@@ -93,7 +93,7 @@ def compute(config: ImportanceConfig, texts: pa.LargeStringArray, model: Path | 
     import pyarrow as pa
 
     from curation.signals import bags
-    from curation.words import word_hashes
+    from curation.text.words import word_hashes
 
     assert model is not None
     ratios, seed = _loaded(str(model))

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from curation.words import Bytes, Hashes, Offsets, kernel
+from curation.text.words import Bytes, Hashes, Offsets, kernel
 
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]

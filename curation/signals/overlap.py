@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.signals.plain import FIRST, Points, Words, words_of
-from curation.words import Bytes, Hashes, Offsets, kernel
+from curation.text.words import Bytes, Hashes, Offsets, kernel
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]

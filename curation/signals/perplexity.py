@@ -1,6 +1,6 @@
 """Perplexity of a text under a word n-gram model trained on a reference corpus: low where the text reads like the reference.
 
-A text is one sentence: its words (the definition of `curation.words`) and an end symbol, n + 1 predictions, PPL = exp(-(1/(n+1)) Σ log p). The model
+A text is one sentence: its words (the definition of `curation.text.words`) and an end symbol, n + 1 predictions, PPL = exp(-(1/(n+1)) Σ log p). The model
 (`ngram`) interpolates all orders by Witten and Bell and ends in a uniform distribution over `vocabulary` words, seen or not. So an unknown word is the
 least likely of all. (With unseen words counted as one frequent `<unk>`, text of unknown words scored best: AUC .16 to .75 where this model reaches .98.)
 Low perplexity also favours short, repetitive text: rank after deduplication and the heuristics, and give `keep` a lower cut.
@@ -57,7 +57,7 @@ class PerplexityConfig(BaseModel):
 
 
 def version(config: PerplexityConfig) -> str:
-    from curation.words import WORDS_VERSION
+    from curation.text.words import WORDS_VERSION
 
     return f"ngram witten-bell 1, words {WORDS_VERSION}"
 
@@ -97,7 +97,7 @@ def _accept(counts: object) -> None:
 def train(config: PerplexityConfig, texts: dict[str, pa.LargeStringArray], folder: Path, seed: int) -> None:
     """Writes the model's files into `folder`. A UserError where the reference has no word, or more distinct words than `vocabulary`."""
     from curation.signals import arpa, ngram
-    from curation.words import word_hashes
+    from curation.text.words import word_hashes
 
     if config.model is not None:
         _adopt(Path(texts["model"][0].as_py()), folder)
@@ -129,8 +129,8 @@ def compute(config: PerplexityConfig, texts: pa.LargeStringArray, model: Path | 
     import pyarrow as pa
 
     from curation.signals import ngram
-    from curation.words import word_hashes
-    from curation.words import words as split
+    from curation.text.words import word_hashes
+    from curation.text.words import words as split
 
     assert model is not None
     words, offsets = word_hashes(texts)

@@ -1,6 +1,6 @@
 """The words of a text with what differs between two copies of a passage taken out, and where each word stands.
 
-A word is that of `curation.words` (a run of letters, marks and numbers; a character of a script without spaces), but read through markup and spelling: HTML tags are
+A word is that of `curation.text.words` (a run of letters, marks and numbers; a character of a script without spaces), but read through markup and spelling: HTML tags are
 left out, entities are the characters they stand for, accents, full-width forms and ligatures are the plain letters (NFKD without combining marks), and soft hyphens and
 zero-width characters are nothing. A tag of running text (`<b>`, `<a href=…>`) does not end a word, any other (`<p>`, `<br>`) ends a word and a line. Only the elements
 of HTML count, `<b and c>` is text (an opening tag is bare or has an attribute with `=`), and so are LaTeX and Markdown, whose marks are punctuation anyway.
@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from curation.words import ALONE as _ALONE
-from curation.words import CODE_POINTS, SEPARATOR, Bytes, Hashes, Offsets, kernel, tables
-from curation.words import LETTER as _LETTER
+from curation.text.words import ALONE as _ALONE
+from curation.text.words import CODE_POINTS, SEPARATOR, Bytes, Hashes, Offsets, kernel, tables
+from curation.text.words import LETTER as _LETTER
 
 PLAIN_VERSION = f"1/unicode-{unicodedata.unidata_version}"
 
@@ -30,7 +30,7 @@ Places = npt.NDArray[np.int64]
 
 FIRST = 1
 _SOFT_HYPHEN = 0xAD
-_NOTHING = 3  # a class besides those of curation.words: inside a word, and no part of it
+_NOTHING = 3  # a class besides those of curation.text.words: inside a word, and no part of it
 _RUNNING = "a abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd label mark q s samp small span strike strong sub sup time tt u var wbr"
 _BREAKING = (
     "address article aside audio base blockquote body br button canvas caption center col colgroup dd details dialog dir div dl dt embed fieldset figcaption figure "

@@ -1,6 +1,6 @@
 """How many identifiers of persons and secret keys stand in a text: what the clean step `mask_pii` would replace.
 
-One count per kind, never null: `email`, `ip`, `phone`, `card`, `iban`, `key`. What each means is in `curation.identifiers`. They go by form, so a text
+One count per kind, never null: `email`, `ip`, `phone`, `card`, `iban`, `key`. What each means is in `curation.text.identifiers`. They go by form, so a text
 with two addresses may be an article with its contact line, and one with two hundred is a list: `keep: privacy.email <= 5`.
 """
 
@@ -26,7 +26,7 @@ class PrivacyConfig(BaseModel):
 
 
 def version(config: PrivacyConfig) -> str:
-    from curation.identifiers import IDENTIFIERS_VERSION
+    from curation.text.identifiers import IDENTIFIERS_VERSION
 
     return f"privacy {IDENTIFIERS_VERSION}"
 
@@ -34,7 +34,7 @@ def version(config: PrivacyConfig) -> str:
 def fields(config: PrivacyConfig) -> pa.DataType:
     import pyarrow as pa
 
-    from curation.identifiers import KINDS
+    from curation.text.identifiers import KINDS
 
     return pa.struct([pa.field(kind, pa.int64()) for kind in KINDS])
 
@@ -52,7 +52,7 @@ def compute(config: PrivacyConfig, texts: pa.LargeStringArray, model: Path | Non
     import numpy as np
     import pyarrow as pa
 
-    from curation.identifiers import KINDS, found
+    from curation.text.identifiers import KINDS, found
 
     counts = np.zeros((len(KINDS), len(texts)), np.int64)
     for index, places in found(texts.cast(pa.large_binary()).to_pylist()):

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.signals.counting import Integers, Lines, Words
-from curation.words import Hashes, Offsets, kernel
+from curation.text.words import Hashes, Offsets, kernel
 
 TOP, DUPLICATE = (2, 3, 4), (5, 6, 7, 8, 9, 10)  # lengths of n-grams, in words
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.signals import counting
-from curation.words import CODE_POINTS, Bytes
+from curation.text.words import CODE_POINTS, Bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa

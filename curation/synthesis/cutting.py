@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from curation.tokens import Encoder
+from curation.text.tokenizer import Encoder
 
 _PARAGRAPHS = re.compile(r"(?:\r?\n[ \t]*){2,}")
 _SENTENCES = re.compile(r"(?<=[.!?])\s+|(?<=[。！？；])|\n+")

@@ -9,7 +9,7 @@
 | `code_parses` | whether the template's code is Python by its syntax; it is parsed, never run |
 | `judged` | what the judge gave, 1 to 5 |
 
-Words are those of `curation.words`: case and punctuation do not count, and Chinese characters are words. Pure functions; null where there is nothing to look at.
+Words are those of `curation.text.words`: case and punctuation do not count, and Chinese characters are words. Pure functions; null where there is nothing to look at.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import math
 import re
 import warnings
 
-from curation.passages import words_of
+from curation.text.shared_passages import words_of
 
 COLUMNS = {
     "template": "string",

@@ -22,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from curation.corpus import Shard
-from curation.engine import Engine
-from curation.sources import Source
-from curation.steps import State
+from curation.corpus.shards import Shard
+from curation.corpus.sources import Source
+from curation.decisions.apply_steps import State
+from curation.engine.local import Engine
+from curation.engine.work_directory import Input, sha256_file
 from curation.synthesis.asking import Backend, Desk, Job, attempts_of, prompt_key, settled
 from curation.synthesis.config import Generation, Server, Vllm
 from curation.synthesis.corruption import swapped
@@ -35,8 +36,7 @@ from curation.synthesis.parents import find_parents, texts_in_turn
 from curation.synthesis.resolving import Model, Synthesis
 from curation.synthesis.store import Store
 from curation.synthesis.template import Template, defused
-from curation.tokens import Encoder
-from curation.work import Input, sha256_file
+from curation.text.tokenizer import Encoder
 from mixing.canonical import canonical_json
 
 

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import polars as pl
 
 from curation import rules
-from curation.corpus import Shard, contents
-from curation.engine import Engine
-from curation.holdout import draw_of
-from curation.steps import ALIVE, State, frame, start
-from curation.whole import save
+from curation.corpus.shards import Shard, contents
+from curation.decisions.apply_steps import ALIVE, State, frame, start
+from curation.decisions.holdout import draw_of
+from curation.engine.atomic_files import save
+from curation.engine.local import Engine
 
 PARENT = np.dtype([("lot", "<u8"), ("row", "<u8"), ("shard", "<u4"), ("group", "<u4"), ("position", "<i8")])
 AT_ONCE = 2048

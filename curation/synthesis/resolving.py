@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curation.engine import Engine, Run
-from curation.finding import hash_files, locate
-from curation.sources import SourceConfig
+from curation.corpus.input_files import hash_files, locate
+from curation.corpus.sources import SourceConfig
+from curation.engine.local import Engine, Run
+from curation.engine.work_directory import Digests, key_of
 from curation.synthesis.config import Generation, Server, SynthesizeConfig
 from curation.synthesis.template import Template, load, read
-from curation.work import Digests, key_of
 from mixing import UserError
 from mixing.remote import Place
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from curation.work import Work, key_of, write_json
+from curation.engine.work_directory import Work, key_of, write_json
 
 _FSYNC_SECONDS = 1.0
 

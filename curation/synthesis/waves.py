@@ -11,11 +11,11 @@ from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from curation.corpus import Corpus, read_corpus
-from curation.engine import Engine
-from curation.holdout import drop_resembling
-from curation.models import Ground
-from curation.steps import Decided, Wave, decide
+from curation.corpus.shards import Corpus, read_corpus
+from curation.decisions.apply_steps import Decided, Wave, decide
+from curation.decisions.holdout import drop_resembling
+from curation.decisions.signal_models import Ground
+from curation.engine.local import Engine
 from curation.synthesis.making import synthesize
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import pytest
 import xxhash
 from recipes import Planted, built, near_copy, pool_of, recipe, text_of, write_corpus, write_recipe, write_records
 
-from curation.words import words
+from curation.text.words import words
 from mixing import UserError
 from mixing.audit import verify
 from mixing.manifest import Manifest

@@ -17,7 +17,7 @@ from recipes import pool_of, recipe, write_corpus, write_file, write_recipe, wri
 
 from curation import terminal
 from curation.cli import main
-from curation.work import Work
+from curation.engine.work_directory import Work
 from mixing.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]

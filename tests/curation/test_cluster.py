@@ -13,8 +13,8 @@ from recipes import dies_until, fails_on, fells, parents, place, recipe, square,
 from stores import connected, served, upload
 
 from curation.build import build
-from curation.cluster import Cluster, Ground, _call, program
-from curation.engine import Run
+from curation.engine.cluster import Cluster, Ground, _call, program
+from curation.engine.local import Run
 from curation.recipe import load
 from mixing import UserError
 from mixing.manifest import Manifest

@@ -24,9 +24,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.engine import Engine
-from curation.sources import SourceConfig, cut, read_unit, resolve
-from curation.work import Digests, Work
+from curation.corpus.sources import SourceConfig, cut, read_unit, resolve
+from curation.engine.local import Engine
+from curation.engine.work_directory import Digests, Work
 from mixing import UserError
 
 GOOD = [f"text {number} é\u4e2d" for number in range(40)]

@@ -21,11 +21,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.clean import CLEAN, clean_all, cleaned, has_visible
 from curation.formats import streams
 from curation.formats.lines import read_json_lines, sniff_columns
 from curation.formats.records import EXCERPT, Chunk, Fields, Record, in_chunks, records_of
 from curation.formats.tables import read_parquet, spelled_types
+from curation.text.clean import CLEAN, clean_all, cleaned, has_visible
 
 TEXT = Fields("text", None, {})
 BOM = b"\xef\xbb\xbf"

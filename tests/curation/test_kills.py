@@ -18,7 +18,7 @@ import pytest
 from kills import Killing, Noting, apart
 from recipes import built, recipe, write_corpus, write_recipe
 
-from curation.engine import Engine, Run
+from curation.engine.local import Engine, Run
 from curation.recipe import load
 from mixing.manifest import Manifest
 

@@ -9,7 +9,7 @@ import pytest
 from recipes import built, recipe, write_corpus, write_recipe
 
 from curation.build import build
-from curation.engine import Run
+from curation.engine.local import Run
 from curation.recipe import load
 from curation.terminal import facts, inspect
 from mixing import UserError

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from recipes import recipe, text_of, write_recipe, write_records
 
-from curation.engine import Engine, Run
+from curation.engine.local import Engine, Run
+from curation.engine.work_directory import Digests, Work
 from curation.recipe import Recipe, Resolved, load, resolve_recipe
-from curation.work import Digests, Work
 from mixing import UserError
 from mixing.canonical import canonical_json
 

@@ -14,9 +14,9 @@ from recipes import built, recipe, text_of, write_corpus, write_records
 from stores import connected, served, upload
 
 import curation
-from curation.engine import Engine
-from curation.sources import Source, SourceConfig, cut, read_unit, resolve
-from curation.work import Digests, Work
+from curation.corpus.sources import Source, SourceConfig, cut, read_unit, resolve
+from curation.engine.local import Engine
+from curation.engine.work_directory import Digests, Work
 from mixing import UserError, remote
 from mixing.manifest import Manifest
 from mixing.measurements import Measurement, append
@@ -79,7 +79,7 @@ def _at(root: str, files: str | list[str]) -> str | list[str]:
 
 
 def test_a_large_object_is_read_by_ranges_and_row_groups_as_a_file_is(store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("curation.sources.SMALL", 1000)
+    monkeypatch.setattr("curation.corpus.sources.SMALL", 1000)
     write_corpus(tmp_path / "corpus")
     upload(store, tmp_path / "corpus", "large")
 

@@ -60,7 +60,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     for number in range(200):
         write(folder, number)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("curation.sources.SMALL", 0)
+        patch.setattr("curation.corpus.sources.SMALL", 0)
         made = built(folder, values(), folder / "one")
         assert phases(folder / ".tilth")["hash a"]["tasks"] == 200
         assert made.computed == {"copy_of": 600, "words": 600}

@@ -27,14 +27,14 @@ from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 from curation import formats
-from curation.engine import Engine, Run
+from curation.corpus.sources import SourceConfig, cut, resolve
+from curation.decisions.signal_models import resolve_references
+from curation.engine.local import Engine, Run
+from curation.engine.work_directory import Digests, Work
 from curation.formats.records import Fields, Record, records_of
 from curation.formats.warc import read_warc
 from curation.formats.web import Page, decoded, extracted, read_html
-from curation.models import resolve_references
 from curation.signals import SIGNALS
-from curation.sources import SourceConfig, cut, resolve
-from curation.work import Digests, Work
 from mixing import UserError
 from mixing.manifest import Manifest
 

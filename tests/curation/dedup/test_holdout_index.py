@@ -14,7 +14,7 @@ import xxhash
 
 from curation.dedup.holdout import match_holdout, open_holdout_index, write_holdout_index
 from curation.dedup.minhash import signatures
-from curation.words import words
+from curation.text.words import words
 
 
 def arrow(texts: list[str]) -> pa.LargeStringArray:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from curation.dedup.minhash import PERMUTATIONS, MinhashConfig, jaccards, shingle_set, shingles, signatures
-from curation.words import words
+from curation.text.words import words
 
 TEXTS = [
     "",

@@ -22,7 +22,7 @@ from curation.dedup.minhash import MinhashConfig
 from curation.dedup.near import near_duplicates
 from curation.dedup.rare import count_shingles, lists_of, no_counts, prefix_lengths, rarest, ratio_of
 from curation.dedup.runs import Shard
-from curation.words import mix64_python
+from curation.text.words import mix64_python
 
 
 def near(

@@ -21,7 +21,7 @@ from curation.dedup.exact import ExactConfig, exact_duplicates, normalized
 from curation.dedup.minhash import MinhashConfig
 from curation.dedup.near import near_duplicates
 from curation.dedup.ranks import Ranks, behind, open_run, rank
-from curation.words import words
+from curation.text.words import words
 
 NAN = float("nan")
 

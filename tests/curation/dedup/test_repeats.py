@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from curation.dedup import repeats
 from curation.dedup.repeats import ParagraphsConfig, RepeatsConfig, SpansConfig, find_repeated, shares_in
-from curation.words import words
+from curation.text.words import words
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from curation.signals import SIGNALS, arpa
 from curation.signals.perplexity import PerplexityConfig
-from curation.words import words
+from curation.text.words import words
 from mixing import UserError
 
 SIGNAL = SIGNALS["ngram"]

@@ -16,11 +16,11 @@ import torch
 from recipes import built, pool_of, recipe, text_of, write_corpus, write_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from curation.engine import Engine
+from curation.engine.local import Engine
 from curation.signals import SIGNALS
 from curation.signals.causal_lm import CausalLMConfig, _loaded, score
 from curation.signals.causal_lm_engines import Transformers, batches
-from curation.tokens import Encoder, TokenizerConfig, resolve
+from curation.text.tokenizer import Encoder, TokenizerConfig, resolve
 from mixing import UserError
 
 SIGNAL = SIGNALS["causal_lm"]

@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recipes import built, pool_of, recipe, text_of, write_corpus, write_file
 
-from curation.explain import show, why
+from curation.commands.explain import show, why
 from curation.signals import SIGNALS
 from curation.signals.contamination import ContaminationConfig, ItemColumns, passages
 from curation.signals.plain import words_of
-from curation.words import text_buffers
+from curation.text.words import text_buffers
 from mixing import UserError
 from mixing.audit import verify
 from mixing.manifest import Manifest

@@ -19,7 +19,7 @@ from curation.rules import parse
 from curation.signals import SIGNALS
 from curation.signals.fineweb import SENTENCE_TERMINAL
 from curation.signals.heuristics import COLUMNS, HeuristicsConfig
-from curation.words import UNSPACED
+from curation.text.words import UNSPACED
 
 SETS = sorted(COLUMNS)
 STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}

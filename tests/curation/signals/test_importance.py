@@ -13,7 +13,7 @@ import pytest
 
 from curation.signals import SIGNALS, bags
 from curation.signals.importance import ImportanceConfig
-from curation.words import word_hash, words
+from curation.text.words import word_hash, words
 from mixing import UserError
 
 SIGNAL = SIGNALS["importance"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from curation.signals import SIGNALS, Sample
 from curation.signals.perplexity import PerplexityConfig
-from curation.words import words
+from curation.text.words import words
 from mixing import UserError
 
 SIGNAL = SIGNALS["ngram"]

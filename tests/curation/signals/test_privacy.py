@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from curation.clean import CLEAN
-from curation.identifiers import KINDS
 from curation.signals import SIGNALS
+from curation.text.clean import CLEAN
+from curation.text.identifiers import KINDS
 
 SIGNAL = SIGNALS["privacy"]
 CONFIG = SIGNAL.config.model_validate({"kind": "privacy"})

@@ -6,7 +6,7 @@ import pytest
 from recipes import text_of, write_tokenizer
 
 from curation.synthesis.cutting import passages
-from curation.tokens import Encoder, TokenizerConfig, resolve
+from curation.text.tokenizer import Encoder, TokenizerConfig, resolve
 
 
 @pytest.fixture(scope="module")

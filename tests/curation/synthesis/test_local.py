@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from recipes import text_of, write_tokenizer
 
+from curation.engine.work_directory import Work
 from curation.synthesis.asking import Desk, Job, prompt_key, settled
 from curation.synthesis.config import Generation, Transformers
 from curation.synthesis.store import Store
 from curation.synthesis.template import Template, load
-from curation.work import Work
 
 PASSAGES = [text_of(number, 10 + 3 * number) for number in range(7)]
 

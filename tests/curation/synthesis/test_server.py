@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from answering import Answering, passage_of
 
+from curation.engine.work_directory import Work
 from curation.synthesis import server
 from curation.synthesis.asking import Desk, Job, prompt_key, settled
 from curation.synthesis.config import Generation, Server
 from curation.synthesis.store import Store
 from curation.synthesis.template import load
-from curation.work import Work
 from mixing import UserError
 
 PASSAGES = [f"Passage number {number} tells of things that have the number {number} and of nothing else at all." for number in range(30)]

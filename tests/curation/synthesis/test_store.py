@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from curation.engine.work_directory import Work
 from curation.synthesis.store import Answer, Store
-from curation.work import Work
 
 ABOUT = {"model": "m", "revision": None}
 KEYS = [f"{number:032x}" for number in range(50)]

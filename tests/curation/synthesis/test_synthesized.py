@@ -19,8 +19,8 @@ import pytest
 from answering import Answering, passage_of
 from recipes import built, pool_of, recipe, write_corpus, write_recipe
 
-from curation import explain
 from curation.build import Built
+from curation.commands import explain
 from mixing import UserError
 from mixing.audit import verify
 from mixing.manifest import Manifest

@@ -1,0 +1,1 @@
+"""How tasks run: local processes or Ray, memory, the work directory, the log."""
