@@ -372,23 +372,7 @@ def _values(
     earlier: Earlier | None,
 ) -> dict[str, Any]:
     """The resolved recipe as JSON."""
-    read = [
-        {
-            "name": source.name,
-            "files": {
-                "root": source.root_name,
-                "pattern": source.pattern,
-                "digest": key_of([[one.path, one.digest] for one in source.inputs]),
-            },
-            "text": source.config.text,
-            "key": source.config.key,
-            **{name: value for name in ("where", "limit", "max_duplicates") if (value := getattr(source.config, name)) is not None},
-            "columns": [{"name": name, "type": kind} for name, kind in source.columns.items()],
-            "licence": source.config.licence,
-            "max_quarantine": source.config.max_quarantine,
-        }
-        for source in sources
-    ]
+    read = [_as_read(source) for source in sources]
     made = [
         {
             "name": one.name,
@@ -409,6 +393,24 @@ def _values(
         "steps": [_step_values(step) for step in steps],
         "holdout": spelled(recipe.holdout, earlier) if recipe.holdout else None,
         "mixture": recipe.mixture.resolved(),
+    }
+
+
+def _as_read(source: Source) -> dict[str, Any]:
+    files = {
+        "root": source.root_name,
+        "pattern": source.pattern,
+        "digest": key_of([[one.path, one.digest] for one in source.inputs]),
+    }
+    return {
+        "name": source.name,
+        "files": files,
+        "text": source.config.text,
+        "key": source.config.key,
+        **{name: value for name in ("where", "limit", "max_duplicates") if (value := getattr(source.config, name)) is not None},
+        "columns": [{"name": name, "type": kind} for name, kind in source.columns.items()],
+        "licence": source.config.licence,
+        "max_quarantine": source.config.max_quarantine,
     }
 
 
