@@ -158,8 +158,9 @@ class Evaluate(_Settings):
     """What is measured beside training: at token 0, after `first` tokens, twice, four times, … as many, after every `every` tokens, and at the end.
 
     Hold-out loss per source and component, per value of the pool columns in `by`, and of other manifests (`holdouts`, folders); the tests in `tasks`,
-    and of those in `core` (by category) one average. `guards` is what is not to be forgotten: sources, components, tasks, `core_average`,
-    `<column>=<value>`, `<name>-v<version>/<source>` of another manifest. `items` also records what each document and question gave.
+    and of those in `core` (by category) one average. `means` gives names to means of several losses: `{domain: [papers, exams]}` is `loss/domain`, in which each
+    counts the same however long it is. `guards` is what is not to be forgotten: sources, components, tasks, `core_average`,
+    `<column>=<value>`, `<name>-v<version>/<source>` of another manifest, means. `items` also records what each document and question gave.
     """
 
     first: Cadence | None = 0.005
@@ -169,6 +170,7 @@ class Evaluate(_Settings):
     holdouts: list[str] = []
     tasks: dict[str, Task] = {}
     core: dict[str, list[str]] = {}
+    means: dict[str, Annotated[list[str], Field(min_length=1)]] = {}
     items: bool = False
 
     @model_validator(mode="after")

@@ -82,11 +82,17 @@ class Examination(NamedTuple):
     documents: list[Documents]
     tests: list[Test]
     core: dict[str, list[str]]
+    means: dict[str, list[str]]
+
+    @property
+    def texts(self) -> set[str]:
+        """The names of losses of the whole run."""
+        return {subject for documents in self.documents for subject, component, _ in documents.groups if component is None}
 
     @property
     def subjects(self) -> set[str]:
         held = {subject for documents in self.documents for subject, _, _ in documents.groups}
-        return held | {test.name for test in self.tests} | ({"core_average"} if self.core else set())
+        return held | {test.name for test in self.tests} | ({"core_average"} if self.core else set()) | self.means.keys()
 
 
 def prepared(settings: Evaluate, manifest: Manifest, world: World, context: int | None = None) -> Examination:
@@ -116,7 +122,14 @@ def prepared(settings: Evaluate, manifest: Manifest, world: World, context: int 
         asked = choice.questions(name, task)
         pieces = choice.pieces(asked, encoder, manifest.tokenizer["bos_id"], context or manifest.sequence_length)
         tests.append(Test(name, scoring.dealt(pieces, max(len(piece.ids) - 1 for piece in pieces), world), asked))
-    examination = Examination(documents, tests, settings.core)
+    examination = Examination(documents, tests, settings.core, settings.means)
+    for name, parts in settings.means.items():
+        if unknown := [part for part in parts if part not in examination.texts]:
+            raise UserError(
+                f"evaluate.means.{name}: there is no loss of {unknown[0]}; there is of: {', '.join(sorted(examination.texts)) or 'nothing'}"
+            )
+        if name in examination.texts:
+            raise UserError(f"evaluate.means.{name}: there is a loss of that name already; give the mean another")
     if unknown := sorted(set(settings.guards) - examination.subjects):
         raise UserError(
             f"evaluate.guards: nothing is measured of {', '.join(unknown)}; measured are: {', '.join(sorted(examination.subjects)) or 'none'}"
@@ -194,6 +207,7 @@ def evaluate(model: PreTrainedModel, examination: Examination, precision: str, w
     results: list[Result] = []
     for documents in examination.documents:
         results += _losses(documents, scoring.nats(model, documents.passes, precision, world))
+    results += _means({result.metric: result for result in results if result.component is None}, examination.means)
     accuracy, random = {}, {}
     for test in examination.tests:
         given = choice.answers(test.questions, scoring.nats(model, test.passes, precision, world))
@@ -215,6 +229,18 @@ def _losses(documents: Documents, nats: npt.NDArray[np.float64]) -> Iterator[Res
         name = "" if component else f"/{subject}"
         yield Result(f"loss{name}", component, subject, of_document[members], predictions[members])
         yield Result(f"bits_per_byte{name}", component, subject, of_document[members] / math.log(2), documents.bytes[members].astype(float))
+
+
+def _means(of_text: dict[str, Result], means: dict[str, list[str]]) -> Iterator[Result]:
+    """Weights that make the ratio of sums, by which everything is resampled, the mean of ratios."""
+    for name, parts in means.items():
+        for kind in ("loss", "bits_per_byte"):
+            found = [of_text[f"{kind}/{part}"] for part in parts]
+            with np.errstate(divide="ignore", invalid="ignore"):  # nothing predicted: no mean either
+                shares = [1 / (len(found) * one.denominators.sum()) for one in found]
+            numerators = [share * one.numerators for share, one in zip(shares, found, strict=True)]
+            denominators = [share * one.denominators for share, one in zip(shares, found, strict=True)]
+            yield Result(f"{kind}/{name}", None, name, np.concatenate(numerators), np.concatenate(denominators))
 
 
 def measurements(results: Sequence[Result], guards: Sequence[str], blank: Measurement) -> list[Measurement]:

@@ -114,6 +114,20 @@ def test_holdout_of_another_manifest_is_measured_under_its_name(model: Any, mani
     assert [name for name in results if "other" in name and "of" in name.split()] == []
 
 
+def test_mean_of_losses_counts_every_text_the_same_and_can_be_resampled(model: Any, manifest: Manifest, run: Run) -> None:
+    settings = Evaluate(means={"both": ["prose", "code"], "one": ["code"]}, guards=["both"])
+
+    results = named(evaluate(model, prepared(settings, manifest, run.world), "fp32", run.world))
+
+    for kind in ("loss", "bits_per_byte"):
+        assert results[f"{kind}/both"].value == pytest.approx(
+            (results[f"{kind}/prose"].value + results[f"{kind}/code"].value) / 2, rel=1e-12
+        )
+        assert results[f"{kind}/one"].value == pytest.approx(results[f"{kind}/code"].value, rel=1e-12)
+    assert len(results["loss/both"].numerators) == sum(len(results[f"loss/{name}"].numerators) for name in ("prose", "code"))
+    assert results["loss/both"].denominators.sum() == pytest.approx(1)
+
+
 def rename(folder: Path, called: str, **tokenizer: object) -> None:
     path = folder / "manifest.json"
     header = json.loads(path.read_text())
@@ -136,6 +150,8 @@ def rename(folder: Path, called: str, **tokenizer: object) -> None:
         ),
         ({"holdouts": ["{copy}", "{copy}"]}, r"copy is a second manifest called small-v1; leave one out"),
         ({"guards": ["wikipdia"]}, r"evaluate\.guards: nothing is measured of wikipdia; measured are: .*code.*prose"),
+        ({"means": {"all": ["prose", "verse"]}}, r"evaluate\.means\.all: there is no loss of verse; there is of: code, prose"),
+        ({"means": {"prose": ["code"]}}, r"evaluate\.means\.prose: there is a loss of that name already"),
         ({"by": ["topic"]}, r"evaluate\.by: the pool of .* has no column 'topic'; it has: row, source"),
         ({"by": ["source.name"]}, r"evaluate\.by: 'source\.name' is no column of the pool; 'source' is string"),
     ],
