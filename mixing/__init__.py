@@ -15,6 +15,16 @@ if TYPE_CHECKING:
     Checked = TypeVar("Checked", bound=BaseModel)
 
 
+PATTERNS = {
+    r"^[A-Za-z0-9_][A-Za-z0-9_-]*$": "a name of letters, digits, _ and -, not beginning with -",
+    r"^[A-Za-z0-9][A-Za-z0-9_-]*$": "a name of letters, digits, _ and -, beginning with a letter or digit",
+    r"^[a-z_][a-z0-9_]*$": "a name of small letters, digits and _, not beginning with a digit",
+    r"^(embeddings|head|[0-9]+(-[0-9]+)?)$": "embeddings, head, the number of a layer or a range of them, as in 0-11",
+    r"^[0-9]*\.?[0-9]+[smh]$": "a number with s, m or h behind it, as in 90m",
+}
+"""What the patterns of configurations accept, in words."""
+
+
 class UserError(Exception):
     """What a user asked for cannot be done. The message says where, what was found, what is accepted, and the remedy; the exit code is 2."""
 
@@ -43,6 +53,8 @@ def _first_refusal(model: type[BaseModel], error: ValidationError, where: str) -
         return f"{path}: unknown key '{place[-1]}'{meant}" + (f"; accepted here: {', '.join(accepted)}" if accepted else "")
     if first["type"] == "missing":
         return f"{path}: required, but missing"
+    if first["type"] == "string_pattern_mismatch" and first["ctx"]["pattern"] in PATTERNS:
+        return f"{path.removesuffix('.[key]')}: found {first['input']!r}; accepted: {PATTERNS[first['ctx']['pattern']]}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{path}: {message}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from functools import cached_property
 from pathlib import Path
@@ -10,14 +11,17 @@ from pathlib import Path
 import generate
 import pytest
 import yaml
+from pydantic import BaseModel
 from test_floors import EVERY_MODULE
 
 import curation
 from curation.cli import main as curate
 from curation.commands.remix import Remix
+from curation.recipe import Recipe
 from curation.recipe import load as load_recipe
-from mixing import validated
+from mixing import PATTERNS, validated
 from train.__main__ import main as train
+from train.config import Config
 from train.config import load as load_config
 
 ROOT = Path(__file__).parents[1]
@@ -100,3 +104,11 @@ def test_annotated_tree_of_the_readme_lists_every_module_with_a_meaning() -> Non
     on_disk = {path.relative_to(ROOT).as_posix() for path in EVERY_MODULE.values() if path.name != "__init__.py"}
     assert listed == on_disk
     assert silent == []
+
+
+@pytest.mark.parametrize("model", [Recipe, Remix, Config])
+def test_what_a_pattern_accepts_is_said_in_words(model: type[BaseModel]) -> None:
+    patterns = set(re.findall(r'"pattern": ("(?:[^"\\]|\\.)*")', json.dumps(model.model_json_schema())))
+
+    assert patterns
+    assert {json.loads(pattern) for pattern in patterns} <= PATTERNS.keys()
