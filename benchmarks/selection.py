@@ -32,7 +32,7 @@ import pyarrow as pa
 from curation.formats import FORMATS, format_of
 from curation.formats.records import Fields, records_of
 from curation.signals import SIGNALS
-from curation.signals.held_out import area_under_curve
+from curation.signals.classifier_quality import area_under_curve
 
 DOMAIN = ("med_abstracts", "med_textbook", "med_qa")
 GENERAL = ("books_en", "wiki_en", "web_en", "handbook_en", "techdocs_en")

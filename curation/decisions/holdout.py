@@ -22,7 +22,7 @@ from curation.corpus.input_files import locate
 from curation.corpus.shards import Corpus, Mask, Shard, read_sidecar, sidecar_path, write_sidecar
 from curation.corpus.sources import SourceConfig, SourceName
 from curation.decisions.duplicates import sign, signature_key, signatures_of
-from curation.dedup.holdout import match_holdout, open_holdout_index, write_holdout_index
+from curation.dedup.holdout_index import match_holdout, open_holdout_index, write_holdout_index
 from curation.dedup.runs import DUPLICATES
 from curation.engine.local import Engine
 from curation.engine.work_directory import Work, key_of

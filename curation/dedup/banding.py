@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from curation.dedup.decide import REMOVED
 from curation.dedup.minhash import EMPTY, PERMUTATIONS, Signatures
+from curation.dedup.settling import REMOVED
 from curation.text.words import Bytes, Hashes, Offsets, kernel
 
 RECALL = 0.995

@@ -49,11 +49,11 @@ from curation.dedup.banding import (
     parted,
     reaching,
 )
-from curation.dedup.decide import REMOVED, most_similar, settle
 from curation.dedup.minhash import PERMUTATIONS, MinhashConfig, agreements, jaccards
 from curation.dedup.ranks import Ranks, behind, told_apart, write_all
 from curation.dedup.rare import Counts, count_shingles, lists_of, no_counts, prefix_lengths, rarest, ratio_of
 from curation.dedup.runs import RANGE_BYTES, Run, Shard, gather, open_run, ranges, write_run
+from curation.dedup.settling import REMOVED, most_similar, settle
 from curation.dedup.store import Part, Store, sparse, write_part
 from curation.engine.atomic_files import save, save_all
 from curation.text.words import Bytes, Hashes

@@ -70,7 +70,7 @@ def _write_metrics(splits: dict[str, Split], folder: Path) -> None:
 
     import pyarrow as pa
 
-    from curation.signals.held_out import measure
+    from curation.signals.classifier_quality import measure
 
     names = fasttext_scoring.labels(folder)
     order = [names.index(fasttext_scoring.PREFIX + label) for label in splits]

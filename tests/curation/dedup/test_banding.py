@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from curation.dedup import banding as banding_module
 from curation.dedup.banding import SMALL, Buckets, band_keys, banding, emit, group, leave, live, next_leaders
-from curation.dedup.decide import REMOVED
+from curation.dedup.settling import REMOVED
 
 Pairs = list[tuple[int, int]]
 MOST = 1000

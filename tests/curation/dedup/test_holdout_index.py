@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import xxhash
 
-from curation.dedup.holdout import match_holdout, open_holdout_index, write_holdout_index
+from curation.dedup.holdout_index import match_holdout, open_holdout_index, write_holdout_index
 from curation.dedup.minhash import signatures
 from curation.text.words import words
 

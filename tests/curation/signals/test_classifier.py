@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from curation.signals import SIGNALS, Sample
 from curation.signals.classifier import ClassifierConfig
+from curation.signals.classifier_quality import area_under_curve, calibration
 from curation.signals.fasttext_scoring import clean
-from curation.signals.held_out import area_under_curve, calibration
 from mixing import UserError
 
 SIGNAL = SIGNALS["fasttext"]
