@@ -34,7 +34,7 @@ from curation.recipe import load
 
 SHORT = 0.1  # seconds: a phase that takes no longer is killed as it begins
 FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(["curation.build", "curation.text.tokenizer", "curation.signals.gopher", "curation.dedup.near"])
+FORKS.set_forkserver_preload(["curation.build", "curation.text.tokenizer", "curation.signals.heuristics", "curation.dedup.near"])
 
 
 class Watched(Engine):

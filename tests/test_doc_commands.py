@@ -50,7 +50,7 @@ ABSENT = {
     "python -m train run build/second": "wants a run that stopped in the middle; tests/train/test_start.py makes one",
     "curate remix build/first mixture.yaml -o build/second --consumed 4096": "wants 4,096 sequences trained; tests/curation/commands/test_remix.py has them",
     "curate build recipe.yaml --workers 2 --memory 2": "run below without the limit, which on a machine of 2 GB is refused",
-    "curate build /shared/": "wants a cluster; tests/curation/test_cluster.py has one of three nodes",
+    "curate build /shared/": "wants a cluster; tests/curation/engine/test_cluster.py has one of three nodes",
     "curate: ": "what the program answers",
 }
 SMALLER = {
