@@ -26,7 +26,7 @@ cluster_utils = pytest.importorskip("ray.cluster_utils")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "c0ffee-secret-of-the-test", "AWS_ACCESS_KEY_ID": "planted-key-id", "HF_TOKEN": "hf_planted_token"}
 STORE = 80_000_000
-TESTED = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]  # what the nodes run, and the tasks of `recipes`
+TESTED = [str(Path(__file__).parents[3]), str(Path(__file__).parents[2])]  # what the nodes run, and the tasks of `recipes`
 
 
 class Nodes(NamedTuple):
