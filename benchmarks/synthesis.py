@@ -56,7 +56,7 @@ def ours(url: str, texts: list[str], in_flight: int, max_tokens: int, folder: Pa
     generation = Generation.model_validate({"model": "tiny", "temperature": 0, "max_tokens": max_tokens})
     with Store(Work(folder), {"model": "tiny"}) as store:
         jobs = [Job(prompt_key(prompt, 0), prompt, PLAIN, store) for prompt in map(PLAIN.messages, texts)]
-        desk = Desk(generation, "benchmark")
+        desk = Desk(generation)
         began, busy = time.perf_counter(), time.process_time()
         desk.ask(iter(jobs), lambda: Backend(Server.model_validate({"in_flight": in_flight}), url), generation)
         seconds, busy = time.perf_counter() - began, time.process_time() - busy

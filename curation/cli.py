@@ -62,8 +62,11 @@ def main() -> None:
 def init(paths: tuple[str, ...], output: Path, base: str | None, replace: bool) -> None:
     """Look at files, folders, patterns or URLs and write a commented recipe for them that builds as it is."""
     from curation import terminal, verbs
+    from mixing.progress import watched
 
-    click.echo(terminal.started(verbs.init(paths, output, base, replace=replace)))
+    with watched("look at the files"):
+        made = verbs.init(paths, output, base, replace=replace)
+    click.echo(terminal.started(made))
 
 
 @main.command()
@@ -177,8 +180,13 @@ def verify(manifest: Path, as_json: bool) -> None:
     """Re-read everything in MANIFEST and prove its counts; exit code 1 if anything is wrong."""
     from curation import terminal
     from mixing.audit import verify as audit
+    from mixing.progress import watched
 
-    findings = list(audit(manifest))
+    findings = []
+    with watched("verify") as progress:
+        for finding in audit(manifest):
+            findings.append(finding)
+            progress.reach(0, f"{len(findings)} checks")
     click.echo(terminal.as_json([finding._asdict() for finding in findings]) if as_json else terminal.verified(findings))
     if not all(finding.ok for finding in findings):
         sys.exit(1)
@@ -361,8 +369,9 @@ def export(manifest: Path, to: Any, output: Path, compression: Any) -> None:
     from curation import terminal
     from mixing.export import export as export_plan
     from mixing.manifest import Manifest
+    from mixing.progress import watched
 
     opened = Manifest.open(manifest)
-    with terminal.bar("export", opened.sequences) as advance:
-        made = export_plan(opened, to, output, compression=compression, advance=advance)
+    with watched("export", opened.sequences, "sequences") as progress:
+        made = export_plan(opened, to, output, compression=compression, advance=progress.advance)
     click.echo(terminal.exported(made))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mixing.manifest import Manifest
@@ -47,21 +45,6 @@ def by_source(rows: Sequence[Sequence[str]]) -> str:
     turned = [list(column) for column in zip(*rows, strict=True)]
     turned[0] = [rows[0][0], *(str(number) for number in range(1, len(rows)))]
     return "\n".join([table(turned, ""), *legend])
-
-
-@contextmanager
-def bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """What to call with each number of things done: a bar on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda done: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(label, total=total)
-        yield lambda done: bars.update(task, advance=done)
 
 
 def rooms(found: dict[str, list[Entry]]) -> str:

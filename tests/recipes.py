@@ -10,6 +10,7 @@ import gzip
 import json
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -47,6 +48,17 @@ def near_copy(text: str, seed: int) -> str:
     parts = text.split()
     parts[len(parts) // 2] = f"other{seed}"
     return " ".join(parts)
+
+
+# --- what commands say
+
+PHASE = re.compile(r"(\S.*\S  )?\s*[\d,.]* ?(parts|documents|records|sequences)?  +\d+(\.\d s| m \d\d s)")
+"""The line of a phase that took a second or more."""
+
+
+def said(errors: str) -> str:
+    """What stands on stderr besides the phases, of which a busy machine has some."""
+    return "".join(line for line in errors.splitlines(keepends=True) if not PHASE.fullmatch(line.rstrip("\n")))
 
 
 # --- files

@@ -19,6 +19,7 @@ ORDER = {
     "mixing": [
         "mixing",
         "canonical",
+        "progress",
         "remote",
         "mirror",
         "manifest",
@@ -211,7 +212,7 @@ ORDER = {
     ],
 }
 BETWEEN = {"curation": {"curation", "mixing"}, "mixing": {"mixing"}, "train": {"train", "mixing"}}
-TRAIN_MAY_IMPORT = {"mixing", "mixing.manifest", "mixing.measurements", "mixing.chart", "mixing.curves"}
+TRAIN_MAY_IMPORT = {"mixing", "mixing.manifest", "mixing.measurements", "mixing.chart", "mixing.curves", "mixing.progress"}
 HEAVY = {
     "polars",
     "numba",
@@ -323,7 +324,7 @@ def test_what_train_may_import_without_heavy_libraries_imports() -> None:
     blocked = ["polars", "numba", "pydantic", "torch", "curation", "train"]
 
     result = python(
-        f"import sys\nfor b in {blocked}: sys.modules[b] = None\nimport mixing, mixing.manifest, mixing.measurements, mixing.chart, mixing.curves"
+        f"import sys\nfor b in {blocked}: sys.modules[b] = None\nimport mixing, mixing.manifest, mixing.measurements, mixing.chart, mixing.curves, mixing.progress"
     )
 
     assert result.returncode == 0, result.stderr

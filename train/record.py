@@ -14,9 +14,9 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 from mixing import UserError
 from mixing.manifest import Manifest
 from mixing.measurements import Measurement, append
+from mixing.progress import watched
 from train.checkpoint import State, write_text
 from train.evaluate import Result, measurements, write_items
 from train.optim import ends
@@ -278,25 +279,9 @@ def current_commit() -> str | None:
 
 @contextmanager
 def progress_bar(run: Run, tokens: int) -> Iterator[Callable[[int, float | None], None]]:
-    """A bar on stderr for a person who watches; nothing otherwise."""
-    if run.world.rank or not sys.stderr.isatty():
+    """What a person sees of a run that stands at `tokens`; a cell of a sweep that trains several at once shows nothing of its own."""
+    if run.world.rank or parent_process() is not None:
         yield lambda _tokens, _loss: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f} %  {task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("train", total=run.total, completed=tokens, note="")
-        began, first = time.perf_counter(), tokens
-
-        def show(now: int, loss: float | None) -> None:
-            speed = (now - first) / (time.perf_counter() - began)
-            bar.update(task, completed=now, note=f"{now:,} tokens  {speed:,.0f}/s" + (f"  loss {loss:.3f}" if loss is not None else ""))
-
-        yield show
+    with watched(f"train {Path(*run.folder.parts[-2:])}", run.total, "tokens", tokens, lambda: memory(run.world.device)) as bar:
+        yield lambda now, loss: bar.reach(now, "" if loss is None else f"loss {loss:.3f}")

@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 from itertools import product
 from multiprocessing import get_context
@@ -29,6 +29,7 @@ from mixing import UserError, validated
 from mixing.curves import gain
 from mixing.manifest import Manifest
 from mixing.measurements import Measurement, append, measured
+from mixing.progress import watched
 from train import checkpoint, goal, loop
 from train import config as settings
 from train import model as models
@@ -228,12 +229,14 @@ def run_sweep(path: Path, folder: Path, jobs: int | None) -> dict[str, Any]:
         devices = torch.cuda.device_count()
         workers = min(jobs or max(1, devices), max(1, len(waiting))) if world.size == 1 else 1
         if workers > 1:
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            total = len(waiting) * len(sweep.durations)
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool, watched("sweep", total, "cells") as progress:
                 work = [
                     pool.submit(_lane_on, sweep, lane, folder, number % devices if devices else None) for number, lane in enumerate(waiting)
                 ]
-                for done in work:
+                for done in as_completed(work):
                     done.result()
+                    progress.advance(len(sweep.durations))
         else:
             for lane in waiting:
                 run_lane(sweep, lane, folder, world)

@@ -74,7 +74,12 @@ def estimate(recipe: Recipe, folder: Path, run: Run) -> Estimate:
     """Resolves the recipe as a build would and samples its sources."""
     with Engine(run.workers, run.memory) as engine:
         resolved = resolve_recipe(recipe, folder, run, Digests(Work(run.work)), engine)
-    sources = [*(_sample(source, resolved) for source in resolved.sources), *(_unmade(one.name, resolved) for one in resolved.syntheses)]
+        sources = []
+        with engine.phase("take samples", len(resolved.sources)):
+            for source in resolved.sources:
+                sources.append(_sample(source, resolved))
+                engine.progress.advance()
+    sources += [_unmade(one.name, resolved) for one in resolved.syntheses]
     components = _wanted(resolved.recipe.mixture, sources)
     text = sum(source.text_bytes for source in sources)
     documents, tokens = sum(source.documents for source in sources), sum(source.tokens for source in sources)

@@ -32,6 +32,7 @@ from mixing import UserError, validated
 from mixing.manifest import NO_COMPONENT, Manifest
 from mixing.plan import Mixture
 from mixing.pool import POOL
+from mixing.progress import watched
 from mixing.remix import Assigned, Named
 from mixing.remix import remix as remix_manifest
 
@@ -81,13 +82,14 @@ def remix(
         header["version"] if config.version is None else config.version,
         header["seed"] if config.seed is None else config.seed,
     )
-    assigned = assigned_components(manifest, mixture)
     provenance = {
         **_provenance(manifest),
         "remixed_from": str(manifest.folder.resolve()),
         "remixed_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    digest = remix_manifest(manifest, mixture, assigned, named, target, consumed=consumed, replace=replace, provenance=provenance)
+    with watched("remix"):
+        assigned = assigned_components(manifest, mixture)
+        digest = remix_manifest(manifest, mixture, assigned, named, target, consumed=consumed, replace=replace, provenance=provenance)
     return Remixed(target, digest, time.monotonic() - began)
 
 

@@ -77,7 +77,7 @@ class Cluster(Engine):
             most = 2 * self.memory.workers
             places = _Tasks(self._call, self._ground, most) if at_most is None else _Actors(self, at_most)
             try:
-                return self._collected(self._ended(places, function, tasks, label), len(tasks))
+                return self._collected(self._ended(places, function, tasks, label), tasks)
             finally:
                 places.close()
 

@@ -52,7 +52,6 @@ class Journal:
         """A phase begins, and the one before it is written."""
         self._write()
         self.phase, self._phase_began = phase, time.monotonic()
-        self.memory = 0
         self._entry = {
             "event": "phase",
             "phase": phase,

@@ -3,7 +3,7 @@
 A task is a module-level function and a tuple of picklable arguments; what it returns is small, because what it makes is a file under a name that follows from its
 arguments. So tasks may run anywhere, in any order, twice, or on fewer processes, and the result is the same. When a worker dies, the tasks under way are tried once more,
 each alone; one that kills its worker again ends the build and is named. With one worker everything runs in this process. A phase is what one call of `map`, or one
-block of `phase`, does; its label is what people see in bars, errors and the log.
+block of `phase`, does; its label is what people see in bars, errors and the log. A task whose first argument has `documents` counts as so many there.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import os
 import re
 import signal
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from typing import Any, TypeVar
 from curation.engine.journal import Journal
 from curation.engine.memory import Memory
 from mixing import UserError
+from mixing.progress import Progress
 
 Result = TypeVar("Result")
 
@@ -52,15 +52,18 @@ class Engine:
     def __init__(self, workers: int, memory: float | None = None) -> None:
         self.memory = Memory.of(memory, workers)
         self.journal = Journal()
+        self.progress = Progress(lambda: self.journal.memory)
         self._workers = workers
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Engine:
         self.journal.processes = [os.getpid()]
         self.journal.__enter__()
+        self.progress.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.__exit__(kind, error, trace)
         if self._pool is not None:
             self._stop(kill=kind is not None)
         self.journal.__exit__(kind, error, trace)
@@ -69,7 +72,9 @@ class Engine:
     def phase(self, label: str, tasks: int = 1) -> Iterator[None]:
         """What this process does itself, under a label like that of a `map`."""
         self.journal.begin(label, tasks)
+        self.progress.begin(label, tasks)
         yield
+        self.progress.end()
         self.journal.done()
 
     def places(self, processes: Callable[[], int | None]) -> int | None:
@@ -82,13 +87,18 @@ class Engine:
         """The results in the order of `tasks`. `label` names the phase to the person who waits. `at_most`: of so many processes, which end with it (see `places`)."""
         with self.phase(label, len(tasks)):
             if self._workers == 1 or len(tasks) <= 1:
-                return [function(*task) for task in _progress(tasks, len(tasks), self.journal)]
+                return self._collected(((index, function(*task)) for index, task in enumerate(tasks)), tasks)
             with self._limited(at_most):
-                return self._collected(self._finished(function, tasks, label), len(tasks))
+                return self._collected(self._finished(function, tasks, label), tasks)
 
-    def _collected(self, finished: Iterator[tuple[int, Result]], total: int) -> list[Result]:
-        results = dict(_progress(finished, total, self.journal))
-        return [results[index] for index in range(total)]
+    def _collected(self, finished: Iterator[tuple[int, Result]], tasks: Sequence[tuple[Any, ...]]) -> list[Result]:
+        results, documents = dict[int, Result](), [int(getattr(task[0], "documents", 0)) if task else 0 for task in tasks]
+        if any(documents):
+            self.progress.count(sum(documents), "documents")
+        for index, result in finished:
+            results[index] = result
+            self.progress.advance(documents[index] if any(documents) else 1)
+        return [results[index] for index in range(len(tasks))]
 
     @contextmanager
     def _limited(self, workers: int | None) -> Iterator[None]:
@@ -182,24 +192,6 @@ def settle_in() -> None:
 
 def task_name(task: tuple[Any, ...]) -> str:
     return str(getattr(task[0], "name", task[0])) if task else "?"
-
-
-def _progress(items: Iterable[Result], total: int, journal: Journal) -> Iterable[Result]:
-    """A bar with rate, memory and remaining time on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty() or total == 0:
-        yield from items
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    began = time.monotonic()
-    figures = TextColumn("{task.fields[rate]:,.1f}/s {task.fields[memory]:,.1f} GB")
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), figures, TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        bar = bars.add_task(journal.phase, total=total, rate=0.0, memory=0.0)
-        for done, item in enumerate(items, 1):
-            yield item
-            bars.update(bar, advance=1, rate=done / max(time.monotonic() - began, 0.001), memory=journal.memory / 1e9)
 
 
 def is_full(error: OSError) -> bool:

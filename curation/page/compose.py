@@ -27,10 +27,11 @@ from curation.page.thresholds import decisions, thresholds
 from curation.page.training import training
 from curation.page.untrusted import shortened, visible
 from curation.page.windows import Value, schema_of, values_of
-from curation.terminal import bar, told
+from curation.terminal import told
 from mixing.audit import verify
 from mixing.chart import short
 from mixing.manifest import Manifest
+from mixing.progress import watched
 
 FOLDER = Path(__file__).parent
 SOURCES = 24
@@ -79,9 +80,9 @@ def report(
 ) -> str:
     """The whole page as HTML. `prove` has everything verified first, as `curate verify` does."""
     values, found = values_of(manifest), thresholds(manifest, schema_of(manifest))
-    with bar("read the pool", 2 * sum(source["read"] for source in manifest.sources.values())) as advance:
-        known = survey(manifest, values, found, advance)
-        counts = count(manifest, values, found, known, advance)
+    with watched("read the pool", sum(source["read"] for source in manifest.sources.values()), "records") as bar:
+        known = survey(manifest, values, found, lambda records: bar.advance(records / 2))  # each is read twice
+        counts = count(manifest, values, found, known, lambda records: bar.advance(records / 2))
     planned = facts.planned_tokens(manifest, known)
     sliders = [_slider(number, moved, counts) for number, moved in enumerate(counts.moved)]
     shares, ends, stages = facts.order(manifest)

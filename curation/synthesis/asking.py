@@ -7,11 +7,9 @@ request to send next in its place. An answer that cannot be used is asked for ag
 from __future__ import annotations
 
 import hashlib
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import orjson
@@ -94,14 +92,14 @@ def settled(job: Job, attempts: int) -> Settled:
 
 
 class Desk:
-    """The jobs of one model. `documents` counts, by group, those that the answers make: the iterator of jobs may look there to see when to end."""
+    """The jobs of one model. `documents` counts, by group, those that the answers make: the iterator of jobs may look there to see when to end. `show` is given the share of
+    `goal` that is reached, and words about it, after every answer."""
 
-    def __init__(self, generation: Generation, label: str) -> None:
+    def __init__(self, generation: Generation, show: Callable[[float, str], None] = lambda share, told: None) -> None:
         self._attempts = attempts_of(generation)
-        self._label = label
         self._jobs: Iterator[Job] = iter(())
         self._waiting: list[Request] = []
-        self._show: Callable[[], None] = lambda: None
+        self._show = show
         self._began = time.monotonic()
         self.documents: Counter[int] = Counter()
         self.sent = self.usable = self.tokens = 0
@@ -115,8 +113,9 @@ class Desk:
         if first is None:
             return
         self._waiting.append(first)
-        with self._progress():
-            backend().run(self, generation)
+        answering = backend()
+        self._began = time.monotonic()
+        answering.run(self, generation)
 
     def next(self) -> Request | None:
         """The next request that has to be sent; None when there is none."""
@@ -137,7 +136,7 @@ class Desk:
         self.tokens += answer.tokens_out
         parsed = job.template.parse(answer.text, cut=answer.cut) if answer.fault is None else Parsed(None, answer.fault)
         self.usable += parsed.reason is None
-        self._show()
+        self._show(self.goal(), self.told())
         if parsed.reason is not None and answer.fault is None and request.attempt + 1 < self._attempts:
             return Request(job, request.attempt + 1)
         self._count(job, parsed)
@@ -147,27 +146,8 @@ class Desk:
         if parsed.reason is None:
             self.documents[job.group] += len(job.documents(parsed.value))
 
-    @contextmanager
-    def _progress(self) -> Iterator[None]:
-        """A bar with what was asked, what of it can be used, tokens a second and the time left on a terminal; nothing elsewhere."""
-        self._began = time.monotonic()
-        if not sys.stderr.isatty():
-            yield
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        figures = TextColumn("{task.fields[told]}")
-        with Progress(
-            TextColumn("{task.description}"), BarColumn(), figures, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)
-        ) as bars:
-            bar = bars.add_task(self._label, total=1.0, told="")
-            self._show = lambda: bars.update(bar, completed=self.goal(), told=self.told())
-            yield
-            self._show()
-
     def told(self) -> str:
-        """What the bar says."""
+        """What was asked, what of it can be used, and tokens a second."""
         seconds = max(time.monotonic() - self._began, 0.001)
         faults = "".join(f", {count:,} {name}" for name, count in self.faults.most_common(2))
         return f"{self.sent:,} asked, {self.usable / max(self.sent, 1):.0%} usable, {self.tokens / seconds:,.0f} tokens/s{faults}"

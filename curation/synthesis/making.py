@@ -38,6 +38,7 @@ from curation.synthesis.store import Store
 from curation.synthesis.template import Template, defused
 from curation.text.tokenizer import Encoder
 from mixing.canonical import canonical_json
+from mixing.progress import Progress
 
 
 class Made(NamedTuple):
@@ -98,7 +99,7 @@ def synthesize(synthesis: Synthesis, shards: Sequence[Shard], state: State, seed
     parents = find_parents(shards, synthesis.config.from_, by, values, seed, state, engine, f"choose parents of {synthesis.name}")
     with engine.phase(label), ExitStack() as opened:
         maker = _Maker(synthesis, shards, parents, state, seed, opened)
-        told = maker.ask(label)
+        told = maker.ask(engine.progress)
         source, rows, counts = maker.write()
     return Made(source, rows, {"parents": len(parents), **counts.told(), **told}, maker.shortage(counts))
 
@@ -128,9 +129,9 @@ class _Maker:
 
     # --- asking
 
-    def ask(self, label: str) -> dict[str, Any]:
+    def ask(self, progress: Progress) -> dict[str, Any]:
         """Has everything answered that the documents need, the judge's part too; what this build had to send for it."""
-        desk = Desk(self._config, label)
+        desk = Desk(self._config, progress.reach)
         total = sum(self._targets) if math.isfinite(sum(self._targets)) else None
         begun = Counter[int]()
         desk.goal = lambda: sum(desk.documents.values()) / total if total else begun[0] / max(len(self._parents), 1)
@@ -138,7 +139,7 @@ class _Maker:
         told = {"sent": desk.sent, "faults": dict(sorted(desk.faults.items()))}
         if self._judging is not None:
             _, model, generation = self._judging
-            judge = Desk(generation, f"judge {self._synthesis.name}")
+            judge = Desk(generation, lambda share, told: progress.reach(share, f"judging: {told}"))
             judge.ask((self._judged(one) for one in self._documents(Yield())), lambda: backend(generation, model), generation)
             told |= {"judged": judge.sent}
         return told

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from recipes import pool_of, recipe, write_corpus, write_file, write_recipe, write_records
+from recipes import pool_of, recipe, said, write_corpus, write_file, write_recipe, write_records
 
 from curation import terminal
 from curation.cli import main
@@ -92,9 +92,9 @@ def test_user_error_is_one_line_on_stderr_exit_code_2_and_nothing_written(
 
     assert result.exit_code == 2, (result.exception, result.output)
     assert result.stdout == ""
-    assert result.stderr.startswith("curate: ")
-    assert result.stderr.endswith("\n")
-    assert result.stderr.count("\n") == 1
+    assert said(result.stderr).startswith("curate: ")
+    assert said(result.stderr).endswith("\n")
+    assert said(result.stderr).count("\n") == 1
     assert part in result.stderr
     assert not (tmp_path / "out").exists()
 
@@ -107,8 +107,8 @@ def test_user_error_of_a_real_process_is_one_line_too(folder: Path, tmp_path: Pa
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("curate: fasttext: ")
+    assert said(done.stderr).count("\n") == 1
+    assert said(done.stderr).startswith("curate: fasttext: ")
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_diff_of_a_manifest_with_itself_is_nothing(folder: Path) -> None:
 def test_export_says_what_it_wrote_per_stage(folder: Path, tmp_path: Path, to: str) -> None:
     result = curate("export", folder / "out", "--to", to, "-o", tmp_path / "exported")
 
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, said(result.stderr)) == (0, "")
     facts = json.loads((tmp_path / "exported" / "export.json").read_text())
     line = next(line.split() for line in result.stdout.splitlines() if line.startswith("adapt"))
     assert line == [
@@ -324,7 +324,7 @@ def test_full_disk_during_an_export_is_one_line_and_leaves_nothing(folder: Path,
 
     result = curate("export", folder / "out", "--to", "megatron", "-o", tmp_path / "exported")
 
-    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert (result.exit_code, result.stdout, said(result.stderr).count("\n")) == (2, "", 1)
     assert "no room left on the disk for " in result.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from kills import Killing, Noting, apart
-from recipes import built, recipe, write_corpus, write_recipe
+from recipes import built, recipe, said, write_corpus, write_recipe
 
 from curation.engine.local import Engine, Run
 from curation.recipe import load
@@ -99,7 +99,7 @@ def test_build_interrupted_says_that_it_resumes_and_does(corpus: tuple[Path, str
     _, errors = process.communicate(timeout=60)
 
     assert process.returncode == 130
-    assert errors == "curate: interrupted; what was finished is kept, and the same command goes on from there\n"
+    assert said(errors) == "curate: interrupted; what was finished is kept, and the same command goes on from there\n"
     assert not (tmp_path / "out").exists()
     (log,) = (tmp_path / "work" / "log").iterdir()
     assert json.loads(log.read_text().splitlines()[-1])["outcome"] == "interrupted"
@@ -131,8 +131,8 @@ def test_build_on_a_full_disk_ends_with_one_message_and_goes_on_when_there_is_ro
             text=True,
         )
         assert done.returncode == 2, done.stderr
-        assert done.stderr.count("\n") == 1, done.stderr
-        assert done.stderr.startswith("curate: no room left on the disk in '")
+        assert said(done.stderr).count("\n") == 1, done.stderr
+        assert said(done.stderr).startswith("curate: no room left on the disk in '")
         assert "MB free); make room, with `curate clean --work" in done.stderr
         assert done.stderr.endswith("what was finished is kept, and the build goes on from there\n")
         subprocess.run(["mount", "-o", "remount,size=64m", tmp_path / "disk"], check=True)

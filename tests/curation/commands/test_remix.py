@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from recipes import built, pool_of, recipe, write_corpus
+from recipes import built, pool_of, recipe, said, write_corpus
 
 from curation.cli import main
 from mixing.canonical import canonical_json
@@ -62,7 +62,7 @@ def test_remix_with_the_recipes_mixture_mid_run_leaves_what_was_not_trained(fold
 
     result = curate("remix", folder / "out", mixture, "-o", tmp_path / "rest", "--consumed", "41")
 
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, said(result.stderr)) == (0, "")
     assert planned(folder / "out", 0, 41) + planned(tmp_path / "rest") == planned(folder / "out")
     digest = Manifest.open(folder / "out").digest
     assert f"a remix of {digest[:16]}, after 41 of its sequences" in curate("inspect", tmp_path / "rest").stdout

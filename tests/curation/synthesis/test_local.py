@@ -59,7 +59,7 @@ def answers(template: Template, store: Store, model: Path, *, batch: int, loaded
             loaded.append(1)
         return local.Transformers(Transformers.model_validate({"batch": batch, "dtype": "float32", "device": "cpu"}), str(model), None)
 
-    Desk(settings, "test").ask(iter(jobs), opened, settings)
+    Desk(settings).ask(iter(jobs), opened, settings)
     found = [store.find(job.key, 0) for job in jobs]
     assert all(settled(job, 1).parsed is not None for job in jobs)
     return [(one.text, one.fault) for one in found if one is not None]

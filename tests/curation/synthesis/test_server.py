@@ -48,7 +48,7 @@ def generation(**changes: Any) -> Generation:
 def ask(url: str, store: Store, passages: list[str] = PASSAGES, *, settings: Generation | None = None, **changes: Any) -> Desk:
     settings = settings or generation()
     config = Server.model_validate({"in_flight": 8, "patience": 30, **changes})
-    desk = Desk(settings, "test")
+    desk = Desk(settings)
     desk.ask(iter(jobs(store, passages)), lambda: server.Server(config, url), settings)
     return desk
 
