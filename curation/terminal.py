@@ -384,7 +384,7 @@ def dry_run(estimated: Estimate) -> str:
             ]
         )
     disk = f"disk: about {estimated.needed_bytes / 1e6:,.0f} MB for work and manifest, {estimated.free_bytes / 1e6:,.0f} MB free"
-    memory = f"memory: about {estimated.memory_bytes / 1e6:,.0f} MB for {estimated.workers} workers"
+    memory = f"memory: about {estimated.memory_bytes / 1e6:,.0f} MB for {estimated.workers} worker{'s'[: estimated.workers > 1]}"
     return "\n\n".join(
         ["the recipe is sound; nothing was written", table(rows, ""), table(supply, ""), f"{disk}\n{memory}", *estimated.warnings]
     )

@@ -1,12 +1,13 @@
 """What `curate` does, as functions: the same words, values instead of printed text. `import curation` offers them all without importing any of what they need.
 
 A path may be a string, and `Opened` is a `Manifest` or the path of one. What a user can mend is a `mixing.UserError` with the message that the command prints. `workers` is 1 here: a script that asks for more, which are processes of
-their own, has to be importable, with its work below `if __name__ == "__main__":`; a notebook needs nothing.
+their own, has to be importable, with its work below `if __name__ == "__main__":`; a notebook needs nothing, and shows what a function made as its command prints it.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace as replace_in
 from pathlib import Path
@@ -207,3 +208,23 @@ def index_verify(index: Path | str, *, workers: int = 1) -> list[str]:
 def clean(work: Path | str = ".tilth", *, older_than: float = 30.0) -> int:
     """Removes from a work directory what no build of the last `older_than` days refers to; the bytes made free."""
     return cleanup.sweep(Path(work), older_than)
+
+
+def _show_in_notebooks() -> None:
+    """Has IPython, if this is one, show what these functions make as a person wants to read it."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    if shell is None:
+        return
+    texts = {
+        Started: terminal.started,
+        Estimate: terminal.dry_run,
+        Built: terminal.built,
+        Remixed: terminal.remixed,
+        Exported: terminal.exported,
+    }
+    for kind, told in texts.items():
+        shell.display_formatter.formatters["text/plain"].for_type(kind, lambda made, page, _, told=told: page.text(told(made)))
+
+
+_show_in_notebooks()

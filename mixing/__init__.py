@@ -28,6 +28,10 @@ PATTERNS = {
 class UserError(Exception):
     """What a user asked for cannot be done. The message says where, what was found, what is accepted, and the remedy; the exit code is 2."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython and Jupyter show of it: the message, for nothing else is the user's."""
+        return [f"UserError: {self}"]
+
 
 def validated(model: type[Checked], values: Mapping[str, object], where: str = "") -> Checked:
     """`values` as a `model`, or one UserError naming the first place that is wrong, what stands there and what is accepted."""

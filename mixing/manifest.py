@@ -84,6 +84,9 @@ class Excerpt(NamedTuple):
     epoch: int
     ids: npt.NDArray[Any]
 
+    def __repr__(self) -> str:
+        return f"<tokens {self.start:,} to {self.stop:,} of pool row {self.pool_row}, visit {self.epoch}>"
+
 
 class Sequence(NamedTuple):
     """One training row: the stage it stands in, the component all of it is from, and its excerpts in their order."""

@@ -273,7 +273,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration in the YAML file at `path`, with each `key.key=value` (the value read as YAML) put over it."""
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); accepted: a YAML file with the training configuration") from None
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None

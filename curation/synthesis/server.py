@@ -16,6 +16,9 @@ import asyncio
 import os
 import random
 import time
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import orjson
@@ -64,7 +67,7 @@ class Server:
     def run(self, desk: Desk, generation: Generation) -> None:
         """Answers everything at the desk, or raises a UserError that says what the server has to say."""
         try:
-            asyncio.run(self._run(desk, generation))
+            _to_its_end(self._run(desk, generation))
         except* UserError as group:
             raise _first(group) from None
 
@@ -196,6 +199,24 @@ def _message(content: bytes) -> str:
 def _retry_after(written: str | None) -> float | None:
     """Seconds; a date is not worth a clock."""
     return float(written) if written is not None and written.isdigit() else None
+
+
+def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Runs it as `asyncio.run` does; under a loop that is running already, as that of a notebook, on a thread of its own, which an interrupt ends."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(work)
+    with ThreadPoolExecutor(1) as thread, closing(loop):
+        ended = thread.submit(loop.run_until_complete, task)
+        try:
+            ended.result()
+        except KeyboardInterrupt:
+            loop.call_soon_threadsafe(task.cancel)
+            wait([ended])
+            raise
 
 
 def _first(group: BaseExceptionGroup[UserError]) -> UserError:

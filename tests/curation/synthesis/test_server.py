@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +116,41 @@ def test_server_that_is_away_at_first_is_waited_for(store: Store) -> None:
 
     assert found[0].faults["no connection"] > 0
     assert reasons(store) == [None] * 30
+
+
+def in_a_cell(work: Callable[[], object]) -> None:
+    """Calls it as a cell of a notebook does, under a loop that is running."""
+
+    async def cell() -> None:
+        work()
+
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(cell())
+    finally:
+        loop.close()
+
+
+def test_under_a_running_loop_all_is_answered_and_refused_as_elsewhere(store: Store) -> None:
+    with Answering(lambda number, _: "half" if number == 3 else None).running() as answering:
+        in_a_cell(lambda: ask(answering.url, store, PASSAGES[:20]))
+        url = answering.url
+
+    assert len(store) == len(answering.prompts) - 1 == 20
+    with pytest.raises(UserError, match=r"no answer from .* for 0.2 s .*what was answered is kept"):
+        in_a_cell(lambda: ask(url, store, patience=0.2))
+
+
+def test_under_a_running_loop_an_interrupt_ends_the_asking(store: Store) -> None:
+    def interrupts(number: int, _: dict[str, Any]) -> None:
+        if number == 12:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+
+    with Answering(interrupts).running() as answering, pytest.raises(KeyboardInterrupt):
+        in_a_cell(lambda: ask(answering.url, store, in_flight=1))
+
+    assert len(store) < 30
 
 
 def test_server_that_stays_away_stops_the_build_and_loses_nothing(store: Store) -> None:
