@@ -352,10 +352,12 @@ def verified(findings: Sequence[Finding]) -> str:
 
 def started(made: Started) -> str:
     """What `init` prints: the sources with what their samples say, what is no source and why, and the next command."""
-    rows = [["source", "files", "MB", "documents", "tokens", "language", "unusable", "copies"]]
+    from curation.drafting import size
+
+    rows = [["source", "files", "size", "documents", "tokens", "language", "unusable", "copies"]]
     for one in made.sources:
         source, language = one.source, next((f"{code} {share:.0%}" for code, share in one.spoken), "-")
-        sizes = [f"{len(source.files):,}", f"{source.bytes / 1e6:,.1f}", f"{source.documents:,}", f"{one.tokens:,}"]
+        sizes = [f"{len(source.files):,}", size(source.bytes), f"{source.documents:,}", f"{one.tokens:,}"]
         rows.append([source.name, *sizes, language, f"{source.damage:.1%}", f"{one.similar:.1%}"])
     lines = ["figures of a sample; copies are texts that came before, nearly or to the letter"]
     lines += [f"benchmark, to check against: {', '.join(one.patterns)}" for one in made.found.benchmarks]

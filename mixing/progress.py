@@ -169,14 +169,11 @@ class Progress:
 
 
 @contextmanager
-def watched(
-    label: str, total: float = 0, unit: str = "parts", done: float = 0, memory: Callable[[], int] = lambda: 0
-) -> Iterator[Progress]:
-    """A command that is one phase; what is said is as in `Progress`."""
-    with Progress(memory) as progress:
-        progress.begin(label, total, unit, done)
+def watched(label: str, total: float = 0, unit: str = "parts") -> Iterator[Progress]:
+    """A command that is one phase: its result says what was done, so no line of it stays."""
+    with Progress() as progress:
+        progress.begin(label, total, unit)
         yield progress
-        progress.end()
 
 
 def _drawn(phase: Phase | None, memory: int, width: int) -> Table | Text:

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from mixing import UserError
 from mixing.manifest import Manifest
 from mixing.measurements import Measurement, append
-from mixing.progress import watched
+from mixing.progress import Progress
 from train.checkpoint import State, write_text
 from train.evaluate import Result, measurements, write_items
 from train.optim import ends
@@ -283,5 +283,7 @@ def progress_bar(run: Run, tokens: int) -> Iterator[Callable[[int, float | None]
     if run.world.rank or parent_process() is not None:
         yield lambda _tokens, _loss: None
         return
-    with watched(f"train {Path(*run.folder.parts[-2:])}", run.total, "tokens", tokens, lambda: memory(run.world.device)) as bar:
+    with Progress(lambda: memory(run.world.device)) as bar:
+        bar.begin(f"train {Path(*run.folder.parts[-2:])}", run.total, "tokens", tokens)
         yield lambda now, loss: bar.reach(now, "" if loss is None else f"loss {loss:.3f}")
+        bar.end()

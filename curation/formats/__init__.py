@@ -124,3 +124,17 @@ ENDINGS = {
 }
 PACKED = (".gz", ".zst", ".bz2")
 ACCEPTED = f"{', '.join(ENDINGS)}; all but Parquet and Arrow also with {', '.join(PACKED)}"
+
+
+_PAGES = {".pdf", ".doc", ".docx", ".odt", ".rtf", ".ppt", ".pptx", ".epub", ".mobi", ".djvu", ".ps", ".tex"}
+_ARCHIVES = {".zip", ".tar", ".tgz", ".tbz2", ".7z", ".rar", ".xz", ".lz4", ".br"}
+
+
+def why_unread(path: str) -> str:
+    """What to do about a file that no format here reads."""
+    endings = {suffix.lower() for suffix in PurePosixPath(path).suffixes[-2:]}
+    if endings & _PAGES:
+        return "its text has to be extracted first, a .txt or .md for each (pdftotext or pandoc, say)"
+    if endings & _ARCHIVES:
+        return "an archive, or a packing that is not read: unpack it first"
+    return "its ending is of no format that is read; if it is text, give it the ending .txt"

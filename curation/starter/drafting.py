@@ -78,9 +78,15 @@ def _head(name: str) -> list[str]:
     ]
 
 
+def size(count: int) -> str:
+    """Bytes as a person reads them."""
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if count >= unit), (1, "bytes"))
+    return f"{count / unit:,.1f} {name}" if unit > 1 else f"{count} bytes"
+
+
 def _source(one: Measured) -> list[str]:
     source = one.source
-    comment = [f"{len(source.files):,} files" if len(source.files) > 1 else "1 file", f"{source.bytes / 1e6:,.1f} MB"]
+    comment = [f"{len(source.files):,} files" if len(source.files) > 1 else "1 file", size(source.bytes)]
     comment.append(f"{'' if source.whole else 'about '}{source.documents:,} documents, about {one.tokens:,} tokens")
     comment.append(", ".join(f"{code} {share:.0%}" for code, share in one.spoken if share >= 0.01) or "no language told")
     if one.similar:

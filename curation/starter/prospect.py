@@ -24,7 +24,7 @@ import xxhash
 from curation.corpus.file_samples import spread_records
 from curation.corpus.input_files import locate, natural
 from curation.corpus.record_selection import Choice, is_expression, names_in, select
-from curation.formats import ENDINGS, FORMATS, PACKED, format_of, readers_of, streams, true_format
+from curation.formats import ENDINGS, FORMATS, PACKED, format_of, readers_of, streams, true_format, why_unread
 from curation.formats.records import Fields, Record, in_chunks, records_of
 from curation.signals.contamination import ItemColumns
 from curation.text.clean import has_visible
@@ -134,7 +134,7 @@ def prospect(paths: Sequence[str], beside: Path) -> Found:
         why = f"evaluation by its {'folder' if _evaluating(one.files[0].below.parent) else 'columns'}: it should be no training text"
         asides.setdefault(why, []).extend(one.patterns)
     if not made["text"]:
-        raise UserError(f"init: found no texts below {', '.join(paths)}; accepted: files ending in {', '.join(ENDINGS)}{_why_not(asides)}")
+        raise UserError(f"init: found no texts in {', '.join(paths)}{_why_not(asides)}; accepted: files ending in {', '.join(ENDINGS)}")
     order = sorted(made["text"], key=lambda one: (one.damage > 0.01, natural(one.name)))
     return Found(
         order,
@@ -153,6 +153,11 @@ def _why_not(asides: dict[str, list[str]]) -> str:
 
 def _named(path: str, beside: Path, *, alone: bool) -> list[tuple[File, str]]:
     """The files at a path, each with the name of the source it would belong to."""
+    here = Path(path).expanduser()
+    if not is_url(path) and not re.search(r"[*?\[]", path) and not any(one.is_file() for one in [here, *here.rglob("*")]):
+        raise UserError(
+            f"init: {path}: {'a folder without files' if here.exists() else 'no such file or folder'}; name what holds your texts"
+        )
     folder = is_url(path) and format_of(path) is None and not re.search(r"[*?\[]", path)
     root, _, _, found = locate("init", f"{path.rstrip('/')}/" if folder else path, "init", Path(), {})
     title = PurePosixPath(str(root)).name
@@ -231,7 +236,7 @@ def _kind(name: str, file: File, documented: bool) -> _Group | str:
     """The group of a file, "tokenizer", or why it is set aside."""
     form = format_of(str(file.below))
     if form is None:
-        return "its ending is of no format that is read"
+        return why_unread(str(file.below))
     if file.size == 0:
         return "empty"
     if form in DOCUMENTS and documented and file.below.name.partition(".")[0].lower() in BESIDE_DATA:

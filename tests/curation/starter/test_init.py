@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import re
 from pathlib import Path
@@ -239,8 +240,12 @@ def test_awkward_names_copies_and_optional_columns_give_a_recipe_that_builds(tmp
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["nowhere"], "no file matches 'nowhere'"),
-        (["empty"], "no texts below"),
+        (["nowhere"], "nowhere: no such file or folder; name what holds your texts"),
+        (["nothing"], "nothing: a folder without files"),
+        (["*.nothing"], "no file matches '*.nothing'"),
+        (["empty"], "found no texts in empty; empty/a.json: one JSON array"),
+        (["pages"], "pages/a.pdf: its text has to be extracted first"),
+        (["packed"], "packed/a.tar.gz: an archive"),
         (["same"], "hardly any is left without copies; accepted: files with texts of their own"),
         (["ok", "-o", "recipe.yaml"], "exists; choose another name, or pass --replace"),
         (["ok", "-o", "no/folder.yaml"], "no folder"),
@@ -251,6 +256,9 @@ def test_refusal_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     write_file(tmp_path / "ok" / "a.jsonl", lines(records(1, 5)))
     write_file(tmp_path / "empty" / "a.json", b'[{"text": "x"}]')
+    (tmp_path / "nothing" / "below").mkdir(parents=True)
+    write_file(tmp_path / "pages" / "a.pdf", b"%PDF-1.7")
+    write_file(tmp_path / "packed" / "a.tar.gz", gzip.compress(b"a.txt"))
     write_file(tmp_path / "same" / "a.jsonl", lines([{"text": "one and the same", "n": n} for n in range(40)]))
     if part.startswith("exists"):
         (tmp_path / "recipe.yaml").write_text("mine")
