@@ -59,6 +59,8 @@ SMALLER = {
     "sequence_length: 4096": "sequence_length: 32",
     "sequence_length: 8192": "sequence_length: 32",
     "documents: 500": "documents: 3",
+    "documents: 200": "documents: 3",
+    "tokens: 8192": "tokens: 512",
     "source = 'pubmed'": "source = 'abstracts'",
     "IN ('wiki', 'books')": "= 'wiki'",
     "batch: 8 ": "batch: 256 ",
@@ -122,6 +124,10 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "later.yaml").write_text(later)
     (folder / "train.yaml").write_text(block("docs/guides/train-from-a-manifest.md", "# train.yaml"))
     (folder / "benchmark.yaml").write_text('clean: [nfc, control_characters]\nsources: {benchmark: {files: "reference/*.jsonl"}}\n')
+    for name in ("exam", "exam-sources"):
+        (folder / f"{name}.yaml").write_text(block("docs/guides/measure-and-mix.md", f"# {name}.yaml"))
+    for name, start in (("wiki", 7000), ("papers", 8000)):
+        write_records(folder / f"exam/{name}.jsonl", [{"text": text_of(start + n)} for n in range(100)])
     made = run("curate build medical.yaml && mkdir build && cp -r data_manifests/medical-v1 build/first", folder)
     assert made.returncode == 0, made.stderr
     assert run("curate build recipe.yaml", folder).returncode == 0
