@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +38,21 @@ def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
     return "\n".join(lines)
 
 
+def fits(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether a table is no wider than the terminal it is printed on; a file has room for all."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return not sys.stdout.isatty() or sum(widths) + 2 * len(widths) - 2 <= shutil.get_terminal_size().columns
+
+
+def fitted(rows: Sequence[Sequence[str]]) -> str:
+    """A table, turned round if only so it fits."""
+    turned = list(zip(*rows, strict=True))
+    return table(turned if not fits(rows) and fits(turned) else rows, "")
+
+
 def by_source(rows: Sequence[Sequence[str]]) -> str:
-    """A table with a column for each source and one for all, turned round where the sources are many: then each row has a number, and a legend says which is which."""
-    if len(rows[0]) - 2 <= ABREAST:
+    """A table with a column for each source and one for all, turned round where the sources are too many to stand abreast: then each row has a number, and a legend says which is which."""
+    if len(rows[0]) - 2 <= ABREAST and fits(rows):
         return table(rows, "")
     heads = [row[0].strip() for row in rows[1:]]
     legend = [f"  {number}  {head}" for number, head in enumerate(heads, 1)]
@@ -87,7 +101,7 @@ def _title(manifest: Manifest) -> str:
     remixed = f"\na remix of {parent['digest'][:16]}, after {parent['consumed_sequences']:,} of its sequences" if parent else ""
     return (
         f"{header['name']} v{header['version']}  digest {manifest.digest[:16]}  seed {header['seed']}\n"
-        f"{tokens:,} tokens in {manifest.sequences:,} sequences of {manifest.sequence_length:,}; "
+        f"{tokens:,} tokens in {manifest.sequences:,} sequences of {manifest.sequence_length:,}\n"
         f"tokenizer {manifest.tokenizer['name']} ({manifest.tokenizer['vocab_size']:,} ids, {manifest.tokenizer['dtype']})"
         f"{remixed}"
     )
@@ -229,7 +243,7 @@ def budget(manifest: Manifest) -> str:
         if repeated:
             unique = [one["unique_tokens"] for one in stage["components"].values()]
             more = [("unique", *(f"{n:,}" for n in unique), ""), ("effective", *(f"{n:,}" for n in worth), f"{sum(worth):,}"), *more]
-        parts.append(table([[*row, *(column[number] for column in more)] for number, row in enumerate(rows)], ""))
+        parts.append(fitted([[*row, *(column[number] for column in more)] for number, row in enumerate(rows)]))
     return "\n\n".join(parts)
 
 

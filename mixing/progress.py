@@ -101,7 +101,7 @@ class Progress:
             if kind is None and sum(self._short) >= WORTH_A_LINE:
                 self._say(_line(f"{len(self._short)} shorter phase{'s'[: len(self._short) > 1]}", "", sum(self._short), self._width()))
             if self._live is not None:
-                if kind is None and self._lines:
+                if kind is None and self._lines > 1:
                     self._live.console.line()
                 self._live.stop()
 

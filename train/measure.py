@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 from mixing import UserError, validated
 from mixing.manifest import Manifest
 from mixing.measurements import Measurement
+from mixing.progress import watched
 from train import checkpoint, evaluate, weights
 from train import config as settings
 from train import model as models
@@ -83,7 +85,7 @@ def measure(path: Path, manifests: Sequence[Path], config: Path | None, step: in
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; name a run, or a folder as transformers writes it")
     asked = read_settings(config, path, manifests[1:])
-    with models.joined_world() as world:
+    with models.joined_world() as world, nullcontext() if world.rank else watched("evaluate"):
         manifest = Manifest.reach(manifests[0])
         found = subject(path, step, precision, manifest, world)
         context = getattr(found.model.config, "max_position_embeddings", None)

@@ -20,6 +20,7 @@ from mixing import UserError
 from mixing.curves import gain
 from mixing.manifest import Manifest
 from mixing.measurements import Measurement, append
+from mixing.progress import watched
 from train import evaluate, goal, measure, soup
 from train import model as models
 from train.goal import Candidate
@@ -49,7 +50,8 @@ def search(
     parts = soup.ingredients(list(named.values()))
     manifest = Manifest.reach(manifests[0])
     asked = measure.read_settings(config, parts[-1].folder, manifests[1:])
-    with models.joined_world() as world:
+    grid = list(soup.simplex(len(parts), steps))
+    with models.joined_world() as world, watched("measure averages", len(grid), "averages") as progress:
         if world.size > 1:
             raise UserError("soup: a grid is measured by one process; start it without torchrun")
         found = measure.subject(parts[0].folder, None, None, manifest, world)
@@ -57,7 +59,7 @@ def search(
         examination = evaluate.prepared(asked, manifest, world, context)
         rows: list[Measurement] = []
         values: dict[tuple[float, ...], dict[str, float]] = {}
-        for weights in soup.simplex(len(parts), steps):
+        for weights in grid:
             with torch.no_grad():
                 soup.into(found.model, parts, weights)
             results = evaluate.evaluate(found.model, examination, found.config.precision, world)
@@ -66,6 +68,7 @@ def search(
                 row._replace(group="guard") if row.metric in guards else row for row in evaluate.measurements(results, asked.guards, blank)
             ]
             values[weights] = {result.metric: result.value for result in results if result.component is None}
+            progress.advance()
     chosen = choose(values, target, guards)
     soup.write(parts, chosen, folder)
     found_soups = Found(list(named), values, chosen)

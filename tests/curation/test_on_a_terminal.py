@@ -20,7 +20,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def curate(*arguments: str | Path, columns: int = 100, interrupt_at: str | None = None) -> Seen:
-    command = [sys.executable, "-c", "from curation.cli import main; main(prog_name='curate')", *arguments]
+    code = "from curation.cli import main; from mixing import progress; progress.WORTH_A_BAR = 0; main(prog_name='curate')"
+    command = [sys.executable, "-c", code, *arguments]
     return on_terminal(command, columns=columns, interrupt_at=interrupt_at)
 
 
@@ -42,6 +43,13 @@ def test_build_leaves_its_result_and_no_bar(building: Seen) -> None:
     assert len(phases) < 12
     assert [line for line in phases if line and not PHASE.fullmatch(line)] == []
     assert any(line.startswith("documents ") for line in building.last)
+
+
+def test_table_that_is_too_wide_for_the_terminal_is_turned_round(folder: Path, building: Seen) -> None:
+    assert {line.split()[0] for line in building.last if line} >= {"weight", "asked", "realised", "sequences", "epochs", "cuts"}
+    wide = curate("inspect", folder / "out").last
+
+    assert next(line for line in wide if line.startswith("stage adapt ")).split()[2:4] == ["weight", "asked"]
 
 
 def test_verify_remix_report_index_and_export_leave_their_results_alone(folder: Path, building: Seen, tmp_path: Path) -> None:
@@ -69,7 +77,7 @@ def test_interrupt_in_the_middle_of_a_bar_leaves_one_line(tmp_path: Path) -> Non
     values["mixture"] = {"sequence_length": 128, "components": {"web": "source = 'web'"}, "stages": [stage]}
 
     path = write_recipe(tmp_path, values | {"steps": [], "holdout": None})
-    seen = curate("build", path, "-o", tmp_path / "out", "--workers", "1", columns=120, interrupt_at="read  ")
+    seen = curate("build", path, "-o", tmp_path / "out", "--workers", "1", columns=120, interrupt_at="━")
 
     assert seen.code == 130
     assert b"^C" in seen.raw
