@@ -366,7 +366,7 @@ def verified(findings: Sequence[Finding]) -> str:
 
 def started(made: Started) -> str:
     """What `init` prints: the sources with what their samples say, what is no source and why, and the next command."""
-    from curation.drafting import size
+    from curation.starter.drafting import size
 
     rows = [["source", "files", "size", "documents", "tokens", "language", "unusable", "copies"]]
     for one in made.sources:
