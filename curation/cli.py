@@ -44,7 +44,7 @@ def answers(command: Command) -> Command:
 
 
 def _warn(message: Warning | str, *_: Any) -> None:
-    click.echo(f"curate: warning: {message}", err=True)
+    print(f"curate: warning: {message}", file=sys.stderr)  # above a bar, if there is one; click writes past it
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

@@ -20,7 +20,6 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import click
 import numpy as np
 import torch
 from transformers import PreTrainedModel
@@ -170,8 +169,9 @@ class Record:
         }
         reason = f"loss {loss:.4g}, {above[0]:.1f} deviations above the mean; gradient norm {norm:.4g}, {above[1]:.1f}"
         if self.run.world.rank == 0:
-            click.echo(
-                f"sequences {step.first} to {step.last} skipped: {reason}; documents ({len(rows)}) are named in {self.metrics}", err=True
+            print(
+                f"sequences {step.first} to {step.last} skipped: {reason}; documents ({len(rows)}) are named in {self.metrics}",
+                file=sys.stderr,
             )
         return {"reason": reason, "sequences": [step.first, step.last], "pool_rows": sorted(rows)}
 

@@ -136,6 +136,16 @@ def test_an_error_leaves_no_bar_behind(end: str) -> None:
     assert seen.cursor == (0, len(seen.last))
 
 
+def test_a_warning_stands_above_the_bar() -> None:
+    code = "from curation.cli import _warn; from mixing.progress import Progress; import time\n"
+    code += "with Progress() as bars: bars.begin('work', 4); bars.advance(); time.sleep(0.7); _warn('beware'); time.sleep(0.3)"
+
+    seen = on_terminal([sys.executable, "-c", code])
+
+    assert any(screen[-1].startswith("work  ") and screen[-2:-1] == ["curate: warning: beware"] for screen in seen.screens if screen)
+    assert seen.last == ["curate: warning: beware"]
+
+
 def test_in_a_file_a_phase_that_goes_on_says_where_it_is_ever_more_seldom(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
