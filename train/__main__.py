@@ -19,13 +19,17 @@ if TYPE_CHECKING:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """A UserError as one message on stderr and exit code 2, from one process of a machine."""
+    """A UserError as one message on stderr and exit code 2, Ctrl-C as a word on how to go on, from one process of a machine."""
     try:
         yield
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             click.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            click.echo("interrupted; a run goes on from its newest checkpoint with --start resume, a sweep with the same command", err=True)
+        raise SystemExit(130) from None
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shutil
+import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
@@ -229,13 +230,8 @@ def run_sweep(path: Path, folder: Path, jobs: int | None) -> dict[str, Any]:
         devices = torch.cuda.device_count()
         workers = min(jobs or max(1, devices), max(1, len(waiting))) if world.size == 1 else 1
         if workers > 1:
-            total = len(waiting) * len(sweep.durations)
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool, watched("sweep", total, "cells") as progress:
-                work = [
-                    pool.submit(_lane_on, sweep, lane, folder, number % devices if devices else None) for number, lane in enumerate(waiting)
-                ]
-                for done in as_completed(work):
-                    done.result()
+            with watched("sweep", len(waiting) * len(sweep.durations), "cells") as progress:
+                for _ in _trained(sweep, waiting, folder, workers, devices):
                     progress.advance(len(sweep.durations))
         else:
             for lane in waiting:
@@ -246,6 +242,21 @@ def run_sweep(path: Path, folder: Path, jobs: int | None) -> dict[str, Any]:
             checkpoint.write_text(folder / "sweep.json", json.dumps(result, indent=1) + "\n")
         world.meet()
     return result
+
+
+def _trained(sweep: Sweep, waiting: Sequence[Lane], folder: Path, workers: int, devices: int) -> Iterator[None]:
+    """Trains lanes in processes of their own, one of which ends with each step of the iterator. They leave Ctrl-C, which a terminal sends to all, to this one and end with it."""
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what is born now is deaf to it
+        work = [pool.submit(_lane_on, sweep, lane, folder, number % devices if devices else None) for number, lane in enumerate(waiting)]
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            for done in as_completed(work):
+                yield done.result()
+        except KeyboardInterrupt:
+            for process in list((pool._processes or {}).values()):
+                process.kill()
+            raise
 
 
 def _lane_on(sweep: Sweep, lane: Lane, folder: Path, device: int | None) -> None:
