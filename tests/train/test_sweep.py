@@ -14,12 +14,14 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from pydantic import ValidationError
+from terminals import on_terminal
 
 from mixing import UserError
 from mixing.measurements import Measurement, append, read
 from mixing.strategies.measured import OptimalDurations, Row, learn_durations
 from train import loop
 from train.__main__ import main
+from train.start import locked
 from train.sweep import Sweep, cells, choice, lanes, lines_of, run_sweep
 
 MODEL = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -252,3 +254,15 @@ def test_lanes_in_two_processes_give_the_same(swept: Path, place: Path, written:
     run_sweep(file_of(place, written), place / "parallel", 2)
 
     assert (place / "parallel/measurements.jsonl").read_text() == (swept / "measurements.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_sweep_interrupted_on_a_terminal_is_one_sentence_and_its_processes_are_gone(place: Path, written: dict[str, Any]) -> None:
+    command = [sys.executable, "-m", "train", "sweep", file_of(place, written), "-o", place / "interrupted", "--jobs", "2"]
+
+    seen = on_terminal(command, columns=120, environment={"CUDA_VISIBLE_DEVICES": ""}, interrupt_at="so far")
+
+    assert seen.code == 130
+    assert seen.last == ["interrupted; a run goes on from its newest checkpoint with --start resume, a sweep with the same command"]
+    with locked(place / "interrupted"):
+        assert not (place / "interrupted" / "sweep.json").exists()
