@@ -63,10 +63,12 @@ class Engine:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.progress.__exit__(kind, error, trace)
-        if self._pool is not None:
-            self._stop(kill=kind is not None)
-        self.journal.__exit__(kind, error, trace)
+        try:
+            self.progress.__exit__(kind, error, trace)
+        finally:  # nobody may read stderr any more
+            if self._pool is not None:
+                self._stop(kill=kind is not None)
+            self.journal.__exit__(kind, error, trace)
 
     @contextmanager
     def phase(self, label: str, tasks: int = 1) -> Iterator[None]:
@@ -95,9 +97,11 @@ class Engine:
         results, documents = dict[int, Result](), [int(getattr(task[0], "documents", 0)) if task else 0 for task in tasks]
         if any(documents):
             self.progress.count(sum(documents), "documents")
+        else:
+            documents = [1] * len(tasks)
         for index, result in finished:
             results[index] = result
-            self.progress.advance(documents[index] if any(documents) else 1)
+            self.progress.advance(documents[index])
         return [results[index] for index in range(len(tasks))]
 
     @contextmanager
