@@ -28,6 +28,10 @@ Tensors = dict[str, torch.Tensor]
 NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315), 5, 1e-7)  # Muon's own (kellerjordan.github.io/posts/muon): coefficients, iterations, epsilon
 
 
+BLOCK = 1 << 15
+"""Elements whose norm is taken at once on a CPU, where torch copies them to fp64 first: 17 M take 13 ms in blocks that stay in the cache, 60 as a whole."""
+
+
 class Optimizer:
     """State by parameter name, each tensor laid out like its parameter: `step`, `exp_avg`, `exp_avg_sq`, or Muon's `momentum`; `ema` of each."""
 
@@ -141,7 +145,8 @@ def taken_gradients(model: nn.Module) -> Tensors:
 def gradient_norm(shares: list[torch.Tensor], world: World, copies: int = 1) -> torch.Tensor:
     """The norm over all processes, fp64 and on the device, summed in fp64 so that its value hardly depends on how the parameters are sharded; all
     processes together hold `copies` of the gradient."""
-    squares = [torch.linalg.vector_norm(share, dtype=torch.float64).square() for share in shares]
+    blocks = [block for share in shares for block in (torch.split(share.flatten(), BLOCK) if share.is_cpu else [share])]
+    squares = [torch.linalg.vector_norm(block, dtype=torch.float64).square() for block in blocks]
     return (world.total(torch.stack(squares).sum()) / copies).sqrt()
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from mixing import UserError
 from mixing.manifest import Manifest
-from train.stream import EMPTY_ROW, IGNORED, fill, micro_batch_size, read_step, steps
+from train.stream import EMPTY_ROW, IGNORED, Step, fill, micro_batch_size, read_ahead, read_step, steps
 
 CPU = torch.device("cpu")
 
@@ -110,6 +112,26 @@ def test_fill_with_any_pieces_lays_out_every_token(lengths: list[list[int]], dty
     assert found.tokens.tolist() == [sum(row) for row in lengths]
     dtypes = [part.dtype for part in found if isinstance(part, torch.Tensor)]
     assert dtypes == [torch.int64] * 3 + [torch.int32] + [torch.int64] * 2
+
+
+def test_step_that_cannot_be_read_is_an_error_where_it_is_due_and_not_before() -> None:
+    def read(start: int) -> Step:
+        return Step(start, start + 8 // (start != 24), 0, 0, [])
+
+    feed = read_ahead(read, range(0, 64, 8))
+
+    assert [next(feed).first for _ in range(3)] == [0, 8, 16]
+    with pytest.raises(ZeroDivisionError):
+        next(feed)
+    assert "stream" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_steps_left_early_leave_no_thread(manifest: Manifest) -> None:
+    feed = steps(manifest, 0, 8, 8, 0, 1, CPU)
+    next(feed)
+    assert "stream" in {thread.name for thread in threading.enumerate()}
+    feed.close()  # type: ignore[attr-defined]
+    assert "stream" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_batch_that_cannot_be_dealt_evenly_is_refused() -> None:
