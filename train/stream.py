@@ -9,8 +9,11 @@ depend on W. One thread reads two steps ahead, and another fetches what further 
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import accumulate, pairwise
 from queue import SimpleQueue
 from threading import Thread
@@ -167,13 +170,17 @@ def steps(manifest: Manifest, first: int, batch: int, micro_batch: int, rank: in
 def read_ahead(read: Callable[[int], Step], starts: Sequence[int]) -> Iterator[Step]:
     """The step of each of `starts`, read by one thread that is `AHEAD` of them ahead; what it cannot read is raised where it is due.
 
-    Queues, because handing a step over and asking for another takes 30 us with them and 70 with futures; half of that is the kernel's, which wakes the
-    thread on the core that asked.
+    Queues, because handing a step over and asking for another takes 30 us with them and 70 with futures. A thread that is woken takes the core from the
+    one that woke it, and on a busy machine whoever waits comes next: of steps of 30 ms at a load of 13 on two cores, 1.06 ms each were spent so. Batch
+    scheduling leaves the core where it is: 0.30 ms, nine in ten below 0.1.
     """
     asked: SimpleQueue[int | None] = SimpleQueue()
     done: SimpleQueue[Step | BaseException] = SimpleQueue()
 
     def work() -> None:
+        if sys.platform == "linux":
+            with suppress(OSError):  # where it is not allowed, all is as before
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         while (start := asked.get()) is not None:
             try:
                 done.put(read(start))
