@@ -77,9 +77,9 @@ def loader(folder: Path, runs: int) -> None:
         report("loader", cold=cold, million_tokens_a_second=wall, million_tokens_a_CPU_second=cpu, tokens_a_span=round(tokens / spans))
 
 
-def stall(folder: Path, count: int, batch: int) -> None:
-    """The share of training that waits for a batch, warm, then with the files dropped from the page cache before the first step."""
-    for cold in (False, True):
+def stall(folder: Path, count: int, batch: int, caches: list[str]) -> None:
+    """The share of training that waits for a batch: warm, or cold, the files dropped from the page cache before the first step."""
+    for cold in (cache == "cold" for cache in caches):
         waited, whole, read = waits(folder, count, batch, cold)
         report(
             "stall",
@@ -90,6 +90,7 @@ def stall(folder: Path, count: int, batch: int) -> None:
             share=round(sum(waited) / whole, 6),
             share_after_the_first=round(sum(waited[1:]) / whole, 6),
             milliseconds=rounded([1e3 * one for one in waited[1:]]),
+            nine_in_ten_below=round(1e3 * sorted(waited)[len(waited) * 9 // 10], 3),
             first_milliseconds=round(1e3 * waited[0], 3),
         )
 
@@ -382,6 +383,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rows", nargs="*", choices=["single", "packed"], default=["single", "packed"])
+    parser.add_argument("--cache", nargs="*", choices=["warm", "cold"], default=["warm", "cold"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--figure", type=Path)
     given = parser.parse_args()
@@ -389,7 +391,7 @@ def main() -> None:
     folder = Path(given.manifest or ".")
     parts: dict[str, Callable[[], None]] = {
         "loader": lambda: loader(folder, given.runs),
-        "stall": lambda: stall(folder, given.steps, given.batch),
+        "stall": lambda: stall(folder, given.steps, given.batch, given.cache),
         "memory": memory,
         "one-pass": lambda: one_pass(given.manifest),
         "peers": lambda: peers(folder, given.steps, given.width, given.batch, [form == "packed" for form in given.rows]),
