@@ -32,6 +32,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=c10d"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 IN_SHARES = """
+import os
 import sys
 from pathlib import Path
 import torch
@@ -54,6 +55,7 @@ with joined_world() as world:
             whole = {name: parameter.full_tensor().detach() for name, parameter in model.named_parameters()}
             if world.rank == 0:
                 save_file(whole, folder / kind / f"{way}-{replicate}.tensors")
+os._exit(0)  # as train.__main__.program ends under torchrun, and why
 """
 
 
