@@ -2,7 +2,7 @@
 
     python benchmarks/trainer_save.py MANIFEST FOLDER --rounds 5 --threads 1
 
-A Llama of 76 M parameters with its optimizer, 0.9 GB of state, steps of one row. In every round each kind saves once, below FOLDER, and trains `--steps`
+A Llama of 79 M parameters with its optimizer, 0.95 GB of state, steps of one row. In every round each kind saves once, below FOLDER, and trains `--steps`
 steps from the moment at which it is asked to save: enough of them that what is written in the background is done before the last. `blocked` are the
 seconds in which training does nothing but wait, for the call and for the copy before the next update; `longer` are the seconds that save and steps
 took more than as many steps without a save in the same round. Every checkpoint is removed at once. Results are JSON lines.
