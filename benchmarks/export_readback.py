@@ -24,7 +24,7 @@ import numpy as np
 
 from mixing.export import export
 from mixing.manifest import Manifest
-from train.stream import IGNORED, read_rows
+from train.stream import IGNORED, read_step
 
 
 def sequences(manifest: Manifest, first: int, last: int) -> Iterator[tuple[int, list[np.ndarray[Any, Any]], str]]:
@@ -78,7 +78,7 @@ def planned_differ(manifest: Manifest, stage: dict[str, Any], prefix: Path) -> i
     dataset, differ = shown["Planned"](str(prefix)), 0
     for row in range(len(dataset)):
         found, number = dataset[row], stage["first_sequence"] + row
-        ours = read_rows(manifest, number, number + 1, 1)
+        ours = read_step(manifest, number, 1, 1, 0, 1).micro_batches[0]
         filled = int(ours.tokens[0])
         targets = np.where(found["loss_mask"] == 1, found["labels"], IGNORED)
         same = np.array_equal(targets, ours.targets[0].numpy())

@@ -2,7 +2,7 @@
 much memory do logits take that are never made?
 
     python benchmarks/trainer.py loader MANIFEST
-    python benchmarks/trainer.py stall MANIFEST --steps 500
+    python benchmarks/trainer.py stall MANIFEST --steps 500 --batch 1
     python benchmarks/trainer.py memory
     PEERS/bin/python benchmarks/trainer.py peers MANIFEST --steps 12
     PEERS/bin/python benchmarks/trainer.py curve MANIFEST --steps 200 --figure curve.svg
@@ -77,29 +77,38 @@ def loader(folder: Path, runs: int) -> None:
         report("loader", cold=cold, million_tokens_a_second=wall, million_tokens_a_CPU_second=cpu, tokens_a_span=round(tokens / spans))
 
 
-def stall(folder: Path, count: int) -> None:
-    """The share of training that waits for a batch: a model so small that steps are short, files dropped from the page cache at the start."""
-    for cold in (False, True):
-        manifest = Manifest.open(folder)
-        train_one = ours(manifest, configured(manifest, TINY, 2))
-        if cold:
-            drop_from_page_cache(manifest)
-        waited, began = [], time.perf_counter()
-        stream = steps(manifest, 0, 2, 2, 0, 1, CPU)
-        for _ in range(count):
-            asked = time.perf_counter()
-            step = next(stream)
-            waited.append(time.perf_counter() - asked)
-            train_one(step)
-        whole = time.perf_counter() - began
+def stall(folder: Path, count: int, batch: int, caches: list[str]) -> None:
+    """The share of training that waits for a batch: warm, or cold, the files dropped from the page cache before the first step."""
+    for cold in (cache == "cold" for cache in caches):
+        waited, whole, read = waits(folder, count, batch, cold)
         report(
             "stall",
             cold=cold,
             steps=count,
-            milliseconds_a_step=round(1e3 * whole / count, 1),
+            KiB_from_disk=read // 2,
+            seconds_a_step=round(whole / count, 3),
             share=round(sum(waited) / whole, 6),
             share_after_the_first=round(sum(waited[1:]) / whole, 6),
+            milliseconds=rounded([1e3 * one for one in waited[1:]]),
+            nine_in_ten_below=round(1e3 * sorted(waited)[len(waited) * 9 // 10], 3),
+            first_milliseconds=round(1e3 * waited[0], 3),
         )
+
+
+def waits(folder: Path, count: int, batch: int, cold: bool) -> tuple[list[float], float, int]:
+    """Seconds that each step waited for its rows, seconds of all steps, and blocks of 512 bytes that were read from the disk meanwhile."""
+    manifest = Manifest.open(folder)
+    trainer = Ours(manifest, configured(manifest, TINY, batch))
+    if cold:
+        drop_from_page_cache(manifest)
+    waited, blocks, began = [], resource.getrusage(resource.RUSAGE_SELF).ru_inblock, time.perf_counter()
+    stream = steps(manifest, 0, batch, batch, 0, 1, CPU)
+    for _ in range(count):
+        asked = time.perf_counter()
+        step = next(stream)
+        waited.append(time.perf_counter() - asked)
+        trainer(step)
+    return waited, time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_inblock - blocks
 
 
 def memory() -> None:
@@ -129,20 +138,19 @@ def one_pass(kind: str) -> None:
     print(json.dumps({"MiB_above_the_model": (peak - before) // 1024, "seconds": round(time.perf_counter() - began, 1)}))
 
 
-def ours(manifest: Manifest, config: Config) -> Callable[[Step], float]:
-    """A function that takes one step of this project's trainer and returns its loss."""
-    models.prepare_transformers()
-    model = models.place(weights.skeleton(models.architecture(config)), config, ALONE)
-    weights.draw(model, config.seed)
-    run = loop.Run(Path(), manifest, config, ALONE)
-    learner = loop.Learner(model, config, CPU)
+class Ours:
+    """This project's trainer, one step a call, which returns its loss."""
 
-    def train_one(step: Step) -> float:
-        outcome = loop.take_step(run, learner, step, config.optimizer.learning_rate)
+    def __init__(self, manifest: Manifest, config: Config) -> None:
+        models.prepare_transformers()
+        self.model = models.place(weights.skeleton(models.architecture(config)), config, ALONE)
+        weights.draw(self.model, config.seed)
+        self.run = loop.Run(Path(), manifest, config, ALONE)
+        self.learner = loop.Learner(self.model, config, CPU)
+
+    def __call__(self, step: Step, before_update: Callable[[], None] = lambda: None) -> float:
+        outcome = loop.take_step(self.run, self.learner, step, self.run.config.optimizer.learning_rate, before_update)
         return float(sum(outcome.read()[0][0]) / step.predictions)
-
-    train_one.model = model  # type: ignore[attr-defined]
-    return train_one
 
 
 def documents_as_rows(manifest: Manifest, count: int, rows: int, width: int) -> list[Step]:
@@ -276,8 +284,8 @@ def peers(folder: Path, count: int, width: int, batch: int, which: list[bool]) -
     vocabulary = manifest.tokenizer["vocab_size"]
     for packed in which:
         batches = packed_steps(manifest, count, batch) if packed else documents_as_rows(manifest, count, batch, width)
-        mine = ours(manifest, config)
-        start = {name: value.clone() for name, value in mine.model.state_dict().items()}  # type: ignore[attr-defined]
+        mine = Ours(manifest, config)
+        start = {name: value.clone() for name, value in mine.model.state_dict().items()}
         theirs = Theirs(config, start, packed)
         third = None if packed else litgpts(config, vocabulary, width)
         times: dict[str, list[tuple[float, float]]] = {"ours": [], "transformers": [], "litgpt": []}
@@ -303,7 +311,7 @@ def peers(folder: Path, count: int, width: int, batch: int, which: list[bool]) -
         report(
             "peers",
             rows="packed" if packed else "one document each",
-            parameters=sum(p.numel() for p in mine.model.parameters()),  # type: ignore[attr-defined]
+            parameters=sum(p.numel() for p in mine.model.parameters()),
             tokens_a_step=batches[0].tokens,
             cpu_seconds=round(statistics.median(cpu for _, cpu in times["ours"][2:]), 3),
             times_ours={f"{name}, {clock} time": values for (name, clock), values in ratios.items()},
@@ -316,8 +324,8 @@ def curve(folder: Path, count: int, figure: Path | None) -> None:
     manifest = Manifest.open(folder)
     config = configured(manifest, TINY, 2)
     batches = packed_steps(manifest, count, 2)
-    mine = ours(manifest, config)
-    theirs = Theirs(config, {k: v.clone() for k, v in mine.model.state_dict().items()}, True)  # type: ignore[attr-defined]
+    mine = Ours(manifest, config)
+    theirs = Theirs(config, {k: v.clone() for k, v in mine.model.state_dict().items()}, True)
     losses: list[float] = []
     theirs.train(batches, config, lambda number, took: losses.append(mine(batches[number])))
     differences = [abs(a - b) for a, b in zip(losses, theirs.losses, strict=True)]
@@ -375,6 +383,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rows", nargs="*", choices=["single", "packed"], default=["single", "packed"])
+    parser.add_argument("--cache", nargs="*", choices=["warm", "cold"], default=["warm", "cold"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--figure", type=Path)
     given = parser.parse_args()
@@ -382,7 +391,7 @@ def main() -> None:
     folder = Path(given.manifest or ".")
     parts: dict[str, Callable[[], None]] = {
         "loader": lambda: loader(folder, given.runs),
-        "stall": lambda: stall(folder, given.steps),
+        "stall": lambda: stall(folder, given.steps, given.batch, given.cache),
         "memory": memory,
         "one-pass": lambda: one_pass(given.manifest),
         "peers": lambda: peers(folder, given.steps, given.width, given.batch, [form == "packed" for form in given.rows]),

@@ -5,8 +5,8 @@
 
 Parts, each a JSON line:
     attention   varlen forward and backward against SDPA one document at a time, and their largest difference in units of bf16's step
-    1B, 8B      tokens a second, utilisation in both conventions (all pairs of positions as torchtitan counts, and those inside documents only), peak
-                memory, the share of time that waits for rows, the loss at the ends; aims on an H200: 45 % and 42 %
+    1B, 8B      tokens a second, utilisation in both conventions of the run's record (all pairs of positions, as torchtitan counts, and those inside
+                documents only), peak memory, the share of time that waits for rows, the loss at the ends; aims on an H200: 45 % and 42 %
     resume      some steps, a checkpoint in the middle, the rest again from it with deterministic kernels: equal digests of all parameters
 
 The manifest is made here, of random documents whose lengths are drawn as those of web text are (log-normal).
@@ -34,7 +34,9 @@ from train import attention, loop, weights
 from train import model as models
 from train.config import Config, resolved
 from train.model import World
-from train.stream import Rows, fill, read_step, steps
+from train.record import PEAK
+from train.record import operations as operations_of
+from train.stream import fill, read_step, steps
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from manifests import small_manifest  # the tests' own way to a manifest without text
@@ -42,9 +44,6 @@ from manifests import small_manifest  # the tests' own way to a manifest without
 LLAMA_1B = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8}
 LLAMA_8B = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-PEAK = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12}
-"""bf16, dense: NVIDIA's data sheets."""
-
 Case = dict[str, Any]
 CASES: dict[str, Case] = {
     "1B": {
@@ -93,22 +92,12 @@ def wait(world: World) -> None:
         torch.cuda.synchronize()
 
 
-def flops(model: Any, rows: Rows, inside: bool) -> float:
-    """Of a forward and backward pass: 6 a parameter and token (the input embedding is looked up, not multiplied), and 12 a layer, width and pair of
-    positions, halved by causality inside documents, but not in the all-pairs convention (arXiv 2204.02311; torchtitan)."""
-    config, tokens = model.config, rows.input_ids.numel()
-    embedded = 0 if config.tie_word_embeddings else model.get_input_embeddings().weight.numel()
-    dense = 6 * (sum(parameter.numel() for parameter in model.parameters()) - embedded) * tokens
-    pairs = float(rows.boundaries.diff().double().square().sum()) / 2 if inside else tokens * rows.input_ids.shape[1]
-    return dense + 12 * config.num_hidden_layers * config.hidden_size * pairs
-
-
 def training(name: str, case: Case, folder: Path, world: World, count: int, vocabulary: int, compile_blocks: bool) -> Case:
     manifest = manifest_for(folder / f"{name}-{case['width']}", case["width"], vocabulary, (count + 2) * case["rows"] * case["width"])
     config = configured(case, manifest, vocabulary, compile_blocks)
     model = built(config, world)
     run, learner = loop.Run(folder, manifest, config, world), loop.Learner(model, config, world.device)
-    waited, spent, tokens, work, losses = 0.0, 0.0, 0, [0.0, 0.0], []
+    waited, spent, tokens, inside, losses = 0.0, 0.0, 0, 0, []
     skipped = min(5, count // 3)  # compilation and the allocator's first steps
     stream = steps(manifest, 0, case["rows"], case["micro"], world.rank, world.size, world.device)
     for number in range(count):
@@ -120,14 +109,19 @@ def training(name: str, case: Case, folder: Path, world: World, count: int, voca
         losses.append(sum(outcome.read()[0][0]) / step.predictions)
         if number >= skipped:
             waited, spent, tokens = waited + got - asked, spent + time.perf_counter() - asked, tokens + step.tokens
-            for place, inside in enumerate((False, True)):
-                work[place] += sum(flops(model, rows, inside) for rows in step.micro_batches)
-    peak = PEAK.get(torch.cuda.get_device_name()) if world.device.type == "cuda" else None
+            inside += sum(int(rows.boundaries.diff().double().square().sum()) for rows in step.micro_batches)
+    card = torch.cuda.get_device_name() if world.device.type == "cuda" else ""
+    peak = next((operations for part, operations in PEAK.items() if part in card), None)
+    per_token, per_position = operations_of(model)
+
+    def utilisation(positions: int) -> float | None:
+        return peak and round((tokens * per_token + positions * per_position) / spent / peak, 4)
+
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "tokens_a_second": round(tokens / spent),
-        "utilisation_all_pairs": peak and round(work[0] / spent / peak, 4),
-        "utilisation_inside_documents": peak and round(work[1] / spent / peak, 4),
+        "utilisation_all_pairs": utilisation(tokens * case["width"]),
+        "utilisation_inside_documents": utilisation(inside),
         "aim": case.get("aim"),
         "peak_GiB": round(torch.cuda.max_memory_allocated() / 2**30, 2) if peak else None,
         "stall": round(waited / spent, 6),

@@ -215,19 +215,18 @@ class Manifest:
 
     def spans(self, first: int, last: int) -> Spans:
         """The spans of the sequences in `[first, last)`, in the order in which they stand in them."""
-        counts, columns = [np.zeros(1, np.int64)], []
+        bounds, columns, before = [np.zeros(1, np.int64)], [], 0
         for plan, low, high in self._slices(first, last):
-            begin = int(plan.first_span[low])
-            end = int(plan.first_span[high]) if high < len(plan.first_span) else len(plan.columns[0])
-            firsts = plan.first_span[low:high].astype(np.int64)
-            counts.append(np.append(firsts[1:], end) - firsts)
-            columns.append([column[begin:end] for column in plan.columns])
-        joined = (
-            [np.concatenate(parts) for parts in zip(*columns, strict=True)]
-            if columns
-            else [np.zeros(0, field.type.to_pandas_dtype()) for field in SPANS]
-        )
-        return Spans(np.cumsum(np.concatenate(counts)), *joined)
+            edges = plan.first_span[low : high + 1].astype(np.int64)
+            if high == len(plan.first_span):
+                edges = np.append(edges, len(plan.columns[0]))
+            columns.append([column[edges[0] : edges[-1]] for column in plan.columns])
+            bounds.append(edges[1:] + (before - edges[0]))
+            before += len(columns[-1][0])
+        if len(columns) == 1:
+            return Spans(np.concatenate(bounds), *columns[0])
+        empty = [np.zeros(0, field.type.to_pandas_dtype()) for field in SPANS]
+        return Spans(np.concatenate(bounds), *map(np.concatenate, zip(empty, *columns, strict=True)))
 
     def tokens(self, first: int, last: int) -> npt.NDArray[np.int64]:
         """Tokens of each sequence in `[first, last)`, padding not counted."""

@@ -17,17 +17,21 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.distributed as dist
 import xxhash
+from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OFFSETS_KEY  # what the reader looks for
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load as distributed_load
 from torch.distributed.checkpoint.state_dict_saver import save as distributed_save
+from torch.distributed.checkpoint.storage import WriteResult
 from transformers import AutoConfig, PreTrainedModel
 
 from mixing import UserError
@@ -120,8 +124,7 @@ class Saver:
         if self.group is not None:
             dist.barrier(self.group)
         with _known_warnings():
-            writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)  # syncs its files
-            distributed_save(tensors, storage_writer=writer, process_group=self.group, no_dist=not self.world.sharded)
+            distributed_save(tensors, storage_writer=_Writer(folder), process_group=self.group, no_dist=not self.world.sharded)
         if self.world.rank == 0:
             files = {path.name: [path.stat().st_size, _checksum(path)] for path in sorted(folder.iterdir())}
             write_text(folder / "state.json", json.dumps(state._asdict() | {"files": files}, indent=1))
@@ -131,6 +134,27 @@ class Saver:
                 shutil.rmtree(old)
         if self.group is not None:
             dist.barrier(self.group)
+
+
+class _Writer(HuggingFaceStorageWriter):
+    """Writes tensors from where they lie. torch's own makes the file in memory first, and a copy of it, with the interpreter locked all the while: of
+    0.9 GB, 1.3 to 2.7 s in which no step goes on, and three times their memory."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder), save_distributed=True)
+        self.folder = folder
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
+        if plan.items:
+            tensors: dict[str, Any] = {item.index.fqn: planner.resolve_data(item) for item in plan.items}
+            parts: dict[str, Any] = {item.index.fqn: item.tensor_data for item in plan.items}
+            offsets = {name: {SAVED_OFFSETS_KEY: list(part.chunk.offsets)} for name, part in parts.items()}
+            file = self.folder / f"shard-{plan.storage_data['shard_index']:05d}.safetensors"
+            save_file(tensors, file, metadata={CUSTOM_METADATA_KEY: json.dumps(offsets), "format": "pt"})
+            _sync(file)
+        written: torch.futures.Future[list[WriteResult]] = torch.futures.Future()
+        written.set_result([])  # only an index over whole tensors is made of it, which this checkpoint has none of
+        return written
 
 
 def read_state(folder: Path, world: World | None = None) -> State:
@@ -244,8 +268,9 @@ def write_text(path: Path, text: str) -> None:
     _sync(path.parent)
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Has a file or a folder on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -22,10 +22,15 @@ from transformers import PreTrainedModel
 from mixing import UserError
 from train.config import Config
 from train.model import World
+from train.weights import share
 
 Tensors = dict[str, torch.Tensor]
 
 NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315), 5, 1e-7)  # Muon's own (kellerjordan.github.io/posts/muon): coefficients, iterations, epsilon
+
+
+BLOCK = 1 << 15
+"""Elements whose norm is taken at once on a CPU, where torch copies them to fp64 first: 17 M take 13 ms in blocks that stay in the cache, 60 as a whole."""
 
 
 class Optimizer:
@@ -70,21 +75,21 @@ class Optimizer:
                 self._fused_adamw(names, gradients, rate, decay, scale, skip)
         for name, gradient in gradients.items():
             if name in self.muon or not self.fused:
-                parameter, state = local(self.parameters[name]), {kind: local(value) for kind, value in self.state[name].items()}
+                parameter, state = share(self.parameters[name]), {kind: share(value) for kind, value in self.state[name].items()}
                 decayed = parameter * (1 - rate * self.settings.weight_decay) if name in self.decayed else parameter
                 update = self._muon if name in self.muon else self._adamw
                 change, later = update(self.parameters[name], state, gradient / scale)
                 for value, new in [(parameter, decayed - rate * change), *((state[kind], value) for kind, value in later.items())]:
                     value.copy_(torch.where(skip > 0, value, new))
         if self.half_life:
-            averages, latest = ([local(value) for value in values.values()] for values in (self.ema, self.parameters))
+            averages, latest = ([share(value) for value in values.values()] for values in (self.ema, self.parameters))
             torch._foreach_lerp_(averages, latest, 1 - 0.5 ** (tokens / self.half_life))
 
     def _fused_adamw(self, names: list[str], gradients: Tensors, rate: float, decay: bool, scale: torch.Tensor, skip: torch.Tensor) -> None:
-        moments = [[local(self.state[name][kind]) for name in names] for kind in ("exp_avg", "exp_avg_sq")]
+        moments = [[share(self.state[name][kind]) for name in names] for kind in ("exp_avg", "exp_avg_sq")]
         first, second = self.settings.betas
         adamw(
-            [local(self.parameters[name]) for name in names],
+            [share(self.parameters[name]) for name in names],
             [gradients[name] for name in names],
             moments[0],
             moments[1],
@@ -124,15 +129,9 @@ class Optimizer:
         return 0.2 * math.sqrt(max(parameter.shape)) * orthogonal.float(), {"momentum": average}
 
 
-def local(value: torch.Tensor) -> torch.Tensor:
-    """This process' share, on the same memory."""
-    value = value.detach()
-    return value.to_local() if isinstance(value, DTensor) else value
-
-
 def taken_gradients(model: nn.Module) -> Tensors:
     """This process' share of every gradient, by the parameter's name; the model keeps none."""
-    taken = {name: local(parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None}
+    taken = {name: share(parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None}
     for parameter in model.parameters():
         parameter.grad = None
     return taken
@@ -141,7 +140,8 @@ def taken_gradients(model: nn.Module) -> Tensors:
 def gradient_norm(shares: list[torch.Tensor], world: World, copies: int = 1) -> torch.Tensor:
     """The norm over all processes, fp64 and on the device, summed in fp64 so that its value hardly depends on how the parameters are sharded; all
     processes together hold `copies` of the gradient."""
-    squares = [torch.linalg.vector_norm(share, dtype=torch.float64).square() for share in shares]
+    blocks = [block for one in shares for block in (torch.split(one.flatten(), BLOCK) if one.is_cpu else [one])]
+    squares = [torch.linalg.vector_norm(block, dtype=torch.float64).square() for block in blocks]
     return (world.total(torch.stack(squares).sum()) / copies).sqrt()
 
 

@@ -84,8 +84,8 @@ class _OneByOne(TorchFunctionMode):
             _keep(target, whole)
             return target
         if isinstance(target, DTensor) and function is torch.Tensor.__getitem__:  # the row of the padding token, to be zeroed where it lies
-            rows, shares = part(target)[0], _held(target)
-            return shares[args[1] - rows.start] if rows.start <= args[1] < rows.stop else torch.empty(target.shape[1:])
+            rows = part(target)[0]
+            return share(target)[args[1] - rows.start] if rows.start <= args[1] < rows.stop else torch.empty(target.shape[1:])
         return function(*args, **kwargs)
 
 
@@ -99,10 +99,10 @@ def part(tensor: torch.Tensor) -> tuple[slice, ...]:
 
 def _keep(tensor: torch.Tensor, whole: Any) -> None:
     """This process' share of `whole`, a tensor or a slice of a file, into `tensor`."""
-    _held(tensor).copy_(whole[part(tensor)] if tensor.ndim else whole[...])
+    share(tensor).copy_(whole[part(tensor)] if tensor.ndim else whole[...])
 
 
-def _held(tensor: torch.Tensor) -> torch.Tensor:
+def share(tensor: torch.Tensor) -> torch.Tensor:
     """This process' share of it, on the same memory."""
     tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -118,9 +118,9 @@ def test_model_that_cannot_be_built_is_refused(model: dict[str, Any], message: s
 
 
 def test_bf16_agrees_with_fp32_to_its_precision(model: Any, manifest: Manifest) -> None:
-    from train.stream import read_rows
+    from train.stream import read_step
 
-    rows = read_rows(manifest, 0, 8, 8)
+    rows = read_step(manifest, 0, 8, 8, 0, 1).micro_batches[0]
     with torch.no_grad():
         exact, rounded = (models.losses(model, rows, precision)[0].item() for precision in ("fp32", "bf16"))
 

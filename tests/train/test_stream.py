@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from mixing import UserError
 from mixing.manifest import Manifest
-from train.stream import EMPTY_ROW, IGNORED, fill, micro_batch_size, read_rows, read_step, steps
+from train.stream import EMPTY_ROW, IGNORED, Step, fill, micro_batch_size, read_ahead, read_step, steps
 
 CPU = torch.device("cpu")
 
@@ -17,7 +19,7 @@ def test_rows_hold_the_spans_of_their_sequences_each_as_a_piece_of_its_own(manif
     """Against the plan's columns, read one span at a time."""
     for first in range(0, manifest.sequences, 16):
         last = min(first + 16, manifest.sequences)
-        rows = read_rows(manifest, first, last, 16)
+        rows = read_step(manifest, first, 16, 16, 0, 1).micro_batches[0]
         bounds = rows.boundaries.tolist()
         for row, sequence in enumerate(range(first, last)):
             spans = manifest.spans(sequence, sequence + 1)
@@ -82,16 +84,54 @@ def test_steps_from_any_sequence_are_those_of_the_whole_stream(manifest: Manifes
                 assert torch.equal(ours.boundaries, theirs.boundaries)
 
 
-@given(st.lists(st.lists(st.integers(1, 9), max_size=4).filter(lambda row: sum(row) <= 20), min_size=1, max_size=5))
-def test_fill_with_any_pieces_predicts_length_minus_one_of_each(lengths: list[list[int]]) -> None:
-    rows = fill([[np.arange(1, n + 1) for n in row] for row in lengths], [0] * len(lengths), 20)
+@given(
+    st.lists(st.lists(st.integers(1, 9), max_size=4).filter(lambda row: sum(row) <= 20), min_size=1, max_size=5),
+    st.sampled_from([np.uint16, np.uint32]),
+)
+def test_fill_with_any_pieces_lays_out_every_token(lengths: list[list[int]], dtype: type[np.uint16 | np.uint32]) -> None:
+    """Against a loop over single tokens, in all seven columns."""
+    width, rows = 20, [[(np.arange(n) + 7).astype(dtype) for n in row] for row in lengths]
+    ids, targets, positions, bounds = [], [], [], [0]
+    for row in rows:
+        for piece in [*row, *([np.zeros(width - total, dtype)] if (total := sum(map(len, row))) < width else [])]:
+            padding = not piece[0]
+            for place, token in enumerate(piece.tolist()):
+                ids.append(token)
+                targets.append(IGNORED if padding or place == len(piece) - 1 else token + 1)
+                positions.append(place)
+            bounds.append(len(ids))
 
-    assert int((rows.targets != IGNORED).sum()) == sum(n - 1 for row in lengths for n in row)
-    assert rows.tokens.tolist() == [sum(row) for row in lengths]
-    assert rows.boundaries[-1] == 20 * len(lengths)
-    restarts = (rows.position_ids.flatten() == 0).nonzero().flatten()
-    assert torch.equal(restarts, rows.boundaries[:-1].long())
-    assert torch.equal(rows.targets[rows.targets != IGNORED], rows.input_ids[rows.targets != IGNORED] + 1)
+    found = fill(rows, range(len(rows)), width)
+
+    for column, expected in ((found.input_ids, ids), (found.targets, targets), (found.position_ids, positions)):
+        assert column.shape == (len(rows), width)
+        assert column.flatten().tolist() == expected
+    assert found.boundaries.tolist() == bounds
+    assert found.longest == np.diff(bounds).max()
+    assert found.component.tolist() == list(range(len(rows)))
+    assert found.tokens.tolist() == [sum(row) for row in lengths]
+    dtypes = [part.dtype for part in found if isinstance(part, torch.Tensor)]
+    assert dtypes == [torch.int64] * 3 + [torch.int32] + [torch.int64] * 2
+
+
+def test_step_that_cannot_be_read_is_an_error_where_it_is_due_and_not_before() -> None:
+    def read(start: int) -> Step:
+        return Step(start, start + 8 // (start != 24), 0, 0, [])
+
+    feed = read_ahead(read, range(0, 64, 8))
+
+    assert [next(feed).first for _ in range(3)] == [0, 8, 16]
+    with pytest.raises(ZeroDivisionError):
+        next(feed)
+    assert "stream" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_steps_left_early_leave_no_thread(manifest: Manifest) -> None:
+    feed = steps(manifest, 0, 8, 8, 0, 1, CPU)
+    next(feed)
+    assert "stream" in {thread.name for thread in threading.enumerate()}
+    feed.close()  # type: ignore[attr-defined]
+    assert "stream" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_batch_that_cannot_be_dealt_evenly_is_refused() -> None:

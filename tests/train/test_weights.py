@@ -18,7 +18,7 @@ from train import model as models
 from train import weights
 from train.config import Config
 from train.loop import train
-from train.stream import read_rows
+from train.stream import read_step
 
 SHAPE = {"vocab_size": 257, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 KINDS: dict[str, dict[str, Any]] = {
@@ -32,6 +32,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=c10d"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 IN_SHARES = """
+import os
 import sys
 from pathlib import Path
 import torch
@@ -54,6 +55,7 @@ with joined_world() as world:
             whole = {name: parameter.full_tensor().detach() for name, parameter in model.named_parameters()}
             if world.rank == 0:
                 save_file(whole, folder / kind / f"{way}-{replicate}.tensors")
+os._exit(0)  # as train.__main__.program ends under torchrun, and why
 """
 
 
@@ -165,7 +167,7 @@ def gradients(recompute: str, compile_blocks: bool, manifest: Any, world: Any, s
     weights.draw(model, 5)
     if seen is not None:
         model.model.layers[0].mlp.act_fn.register_forward_hook(lambda *_: seen.append(1))
-    models.losses(model, read_rows(manifest, 0, 4, 4), "fp32")[0].backward()  # type: ignore[no-untyped-call]
+    models.losses(model, read_step(manifest, 0, 4, 4, 0, 1).micro_batches[0], "fp32")[0].backward()  # type: ignore[no-untyped-call]
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
