@@ -31,6 +31,7 @@ from curation.recipe import Recipe, Resolved, resolve_recipe
 from curation.synthesis.waves import synthesize_waves
 from curation.text.tokenizer import Encoder
 from mixing import UserError
+from mixing.canonical import canonical_json
 from mixing.manifest import Manifest
 from mixing.plan import Plan, plan
 from mixing.write import ManifestWriter
@@ -103,7 +104,7 @@ def _build(recipe: Recipe, folder: Path, target: Path, run: Run, replace: bool, 
         (work.room("builds") / f"{resolved.key}.json").touch()  # `curate clean` goes by when a build was last wanted
         return Built(target, digest, True, time.monotonic() - began, {}, {}, [])
     engine.journal.open(work.root / "log", resolved.key, workers=engine.memory.workers, memory=run.memory)
-    _refuse_target(target, replace=replace)
+    _refuse_target(target, resolved.values, replace=replace)
     encoder = Encoder.open(resolved.tokenizer)
     corpus = read_corpus(resolved.sources, tuple(recipe.clean), work, engine)
     holdout = reserve(recipe.holdout, resolved.earlier, recipe.seed, corpus, work, engine) if recipe.holdout else None
@@ -146,15 +147,20 @@ def _unchanged(resolved: Resolved, target: Path, work: Work) -> str | None:
         return None
 
 
-def _refuse_target(target: Path, *, replace: bool) -> None:
-    """Says at the start, not after hours, that the target folder is something else, or damaged."""
+def _refuse_target(target: Path, recipe: dict[str, Any], *, replace: bool) -> None:
+    """Says at the start, not after hours, that the target folder is something else, damaged, or a manifest of another recipe or of other inputs."""
     if target.exists() and not (target / "manifest.json").is_file() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"-o {target}: exists and is not a manifest; choose another folder or remove it")
     if target.exists() and any(target.iterdir()) and not replace:
         try:
-            Manifest.open(target)
+            there = Manifest.open(target)
         except UserError as error:
             raise UserError(f"-o {target}: {error}, or pass --replace") from None
+        if canonical_json(there.header["recipe"]) != canonical_json(recipe):
+            raise UserError(
+                f"-o {target}: holds another manifest, {there.header['name']} v{there.header['version']}, digest {there.digest}, of another recipe or other "
+                "inputs; choose another folder and compare the two with `curate diff`, or pass --replace"
+            )
 
 
 def _by_source(corpus: Corpus, measured: list[Measured]) -> dict[str, Measured]:

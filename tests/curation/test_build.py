@@ -364,18 +364,18 @@ def test_one_changed_input_file_recomputes_only_its_documents(example: Example, 
 # --- the output folder
 
 
-def test_another_manifest_in_the_output_folder_is_refused_with_both_digests_unless_replaced(example: Example, tmp_path: Path) -> None:
+def test_another_manifest_in_the_output_folder_is_refused_before_reading_unless_replaced(example: Example, tmp_path: Path) -> None:
     target = tmp_path / "out"
     first = built(example.folder, recipe(), target)
     other = recipe(seed=18)
 
     with pytest.raises(UserError) as caught:
-        built(example.folder, other, target)
+        built(example.folder, other, target, tmp_path / "work")
 
     new = built(example.folder, other, tmp_path / "elsewhere").digest
     assert first.digest in str(caught.value)
-    assert new in str(caught.value)
     assert "curate diff" in str(caught.value)
+    assert not (tmp_path / "work" / "shards").exists()
     assert digest_of(target) == first.digest
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 

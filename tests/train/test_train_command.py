@@ -177,7 +177,7 @@ import train.loop
 from train.__main__ import main
 with open("/proc/self/status") as file:
     used = next(int(line.split()[1]) for line in file if line.startswith("VmSize")) * 1024
-resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000,) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (used + 800_000_000,) * 2)  # what threads reserve for themselves is counted, too; a step takes 2 GB
 main(["run", *sys.argv[1:]])
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import subprocess
@@ -52,7 +53,8 @@ def test_memory_too_small_for_a_step_is_refused_with_both_numbers_and_what_it_as
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel does not say what is shared")
 def test_held_counts_what_a_process_holds_and_not_the_pages_of_files(tmp_path: Path) -> None:
     before = held([os.getpid()])
-    there = np.ones(50 << 20, np.uint8)
+    there = np.frombuffer(mmap.mmap(-1, 50 << 20, flags=mmap.MAP_PRIVATE), np.uint8)  # no allocator that has some left from before
+    there[:] = 1
     after = held([os.getpid()])
     path = tmp_path / "file"
     path.write_bytes(bytes(50 << 20))

@@ -141,6 +141,15 @@ def test_under_a_running_loop_all_is_answered_and_refused_as_elsewhere(store: St
         in_a_cell(lambda: ask(url, store, patience=0.2))
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as a person's shell leaves it: one that runs a command in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_under_a_running_loop_an_interrupt_ends_the_asking(store: Store) -> None:
     def interrupts(number: int, _: dict[str, Any]) -> None:
         if number == 12:
