@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as a shell leaves it for what it runs in the background, and every child inherits that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Set before any test module imports a library that reads them once.
 for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS"):

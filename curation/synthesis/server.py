@@ -212,6 +212,10 @@ def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
     with ThreadPoolExecutor(1) as thread, closing(loop):
         ended = thread.submit(loop.run_until_complete, task)
         try:
+            while not wait(
+                [ended], timeout=0.2
+            ).done:  # Polars' handler of SIGINT lets an endless wait go on, and the interrupt waits with it
+                pass
             ended.result()
         except KeyboardInterrupt:
             loop.call_soon_threadsafe(task.cancel)
