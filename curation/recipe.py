@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation import rules
-from curation.corpus.input_files import hash_files, locate
+from curation.corpus.input_files import hash_files, locate, locate_folder
 from curation.corpus.sources import ARROW_TYPES, SHARD_VERSION, Source, SourceConfig, SourceName, resolve
 from curation.decisions.duplicates import DEDUP, NEAR_VERSION
 from curation.decisions.holdout import HOLDOUT_VERSION, Earlier, HoldoutConfig, find_earlier, spelled
@@ -43,7 +43,7 @@ from mixing import UserError, validated
 from mixing.learned import learn
 from mixing.plan import Mixture
 from mixing.pool import FORBIDDEN, POOL
-from mixing.remote import Remote, on_disk
+from mixing.remote import on_disk
 from mixing.strategies.measured import Found
 
 Identifier = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]*$")]
@@ -327,16 +327,13 @@ def _add(
 
 def _index(where: str, against: str, clean: Sequence[str], folder: Path, run: Run) -> list[Referenced]:
     """The index that documents are compared with, found; refused where it does not fit."""
-    pattern = f"{against.rstrip('/')}/{dedup_index.FILE}"
     try:
-        root, name, patterns, paths = locate(where, pattern, "against", folder, run.roots)
+        at, place = locate_folder(where, against, dedup_index.FILE, "index", folder, run.roots)
     except UserError as error:
         raise UserError(f"{error}; an index is made with `curate index add`") from None
-    if isinstance(root, Remote) or len(paths) != 1:
-        raise UserError(f"{where}: found {against!r}; accepted: the folder of one index on this machine")
-    found = dedup_index.Index.open((root / paths[0]).parent, where)
+    found = dedup_index.Index.open(at, where)
     found.require_clean(clean, where)
-    return [Referenced("against", found.folder, paths, None, {"root": name, "pattern": patterns[0], "digest": found.digest})]
+    return [Referenced("against", found.folder, [dedup_index.FILE], None, place | {"digest": found.digest})]
 
 
 def check_order(mixture: Mixture, schema: pa.Schema) -> None:

@@ -59,6 +59,9 @@ def _first_refusal(model: type[BaseModel], error: ValidationError, where: str) -
         return f"{path}: required, but missing"
     if first["type"] == "string_pattern_mismatch" and first["ctx"]["pattern"] in PATTERNS:
         return f"{path.removesuffix('.[key]')}: found {first['input']!r}; accepted: {PATTERNS[first['ctx']['pattern']]}"
+    if first["type"] in ("dict_type", "model_type", "model_attributes_type"):
+        keys = _accepted_keys(model, place) if first["type"] != "dict_type" else []
+        return f"{path}: found {first['input']!r}; accepted: a mapping" + f" of keys: {', '.join(keys)}" * bool(keys)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{path}: {message}"

@@ -234,6 +234,11 @@ def fails_on(number: int, bad: int) -> int:
     return number
 
 
+def naps(path: Path, seconds: float) -> None:
+    path.touch()
+    time.sleep(seconds)
+
+
 def dies_until(name: Path, deaths: int) -> str:
     """Kills its own process the first `deaths` times; the marks lie beside `name`."""
     marks = len(list(name.parent.glob(f"{name.name}.*")))

@@ -103,7 +103,7 @@ def _warnings(sources: list[Sampled], needed: int, free: int, memory: int, resol
         if sampled.sampled and sampled.unusable > source.config.max_quarantine * sampled.sampled:
             found.append(
                 f"warning: {sampled.unusable:,} of {sampled.sampled:,} sampled records of '{source.name}' cannot be used; the build stops above "
-                f"{source.config.max_quarantine:.1%} (sources.{source.name}.max_quarantine)"
+                f"{source.config.max_quarantine:.1%} ({source.where}.max_quarantine)"
             )
     return found
 

@@ -53,6 +53,14 @@ def locate(where: str, files: str | list[str], name: str, folder: Path, roots: d
     return root, root_name, below, sorted(found, key=natural)
 
 
+def locate_folder(where: str, given: str, file: str, what: str, folder: Path, roots: dict[str, str]) -> tuple[Path, dict[str, str]]:
+    """The one folder on this machine that `given` names and that has `file`, and what a recipe keeps of its place; `what` it is, for a refusal."""
+    root, name, patterns, paths = locate(where, f"{given.rstrip('/')}/{file}", where.rpartition(".")[2], folder, roots)
+    if isinstance(root, Remote) or len(paths) != 1:
+        raise UserError(f"{where}: found {given!r}; accepted: the folder of one {what} on this machine")
+    return (root / paths[0]).parent, {"root": name, "pattern": patterns[0]}
+
+
 def _remote_root(where: str, patterns: list[str]) -> tuple[Remote, list[str]]:
     """The common root of URLs, and the patterns below it."""
     urls = [parse_url(where, f"{pattern}**/*" if pattern.endswith("/") else pattern) for pattern in patterns if is_url(pattern)]

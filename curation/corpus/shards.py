@@ -211,8 +211,8 @@ def _check_losses(source: Source, records: int, reasons: dict[str, int], shards:
         )
         counts = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
         raise UserError(
-            f"sources.{source.name}: {lost:,} of {records:,} records cannot be used ({lost / records:.1%}, the limit is {limit:.1%}): {counts}; the first for "
-            f"'{worst}' is {example}; mend the input, or accept the loss with sources.{source.name}.max_quarantine"
+            f"{source.where}: {lost:,} of {records:,} records cannot be used ({lost / records:.1%}, the limit is {limit:.1%}): {counts}; the first for "
+            f"'{worst}' is {example}; mend the input, or accept the loss with {source.where}.max_quarantine"
         )
 
 

@@ -99,7 +99,8 @@ class SourceConfig(BaseModel):
 @dataclass(frozen=True)
 class Source:
     """A source whose files have been found and hashed. `root` is a place that only this run knows; `root_name` and `pattern` are what a recipe keeps. `formats` has one entry
-    a file; `extras` are columns that `text` and `where` look at and the pool does not hold; `readers` are the versions of the packages that read a format for us."""
+    a file; `extras` are columns that `text` and `where` look at and the pool does not hold; `readers` are the versions of the packages that read a format for us. `among` is the key of the
+    recipe that it stands below."""
 
     name: str
     config: SourceConfig
@@ -111,6 +112,12 @@ class Source:
     formats: dict[str, str] = field(default_factory=dict)
     extras: dict[str, str] = field(default_factory=dict)
     readers: dict[str, str] = field(default_factory=dict)
+    among: str = "sources"
+
+    @property
+    def where(self) -> str:
+        """Its key in the recipe."""
+        return f"{self.among}.{self.name}"
 
     @property
     def fields(self) -> Fields:
@@ -173,7 +180,7 @@ def resolve(
     types = _agreed(where, [name for name in names if name not in text], looks)
     carried = {column: types.get(column, "string") for column in config.columns}
     extras = {column: types.get(column, "string") for column in names if column not in (*config.columns, *BUILT_IN, config.key, *text)}
-    source = Source(name, config, root, root_name, below, inputs, carried, formats, extras, readers)
+    source = Source(name, config, root, root_name, below, inputs, carried, formats, extras, readers, among)
     _check_expressions(where, source)
     return source
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from curation.corpus.input_files import locate
+from curation.corpus.input_files import locate_folder
 from curation.corpus.shards import Corpus, Mask, Shard, read_sidecar, sidecar_path, write_sidecar
 from curation.corpus.sources import SourceConfig, SourceName
 from curation.decisions.duplicates import sign, signature_key, signatures_of
@@ -28,7 +28,6 @@ from curation.engine.local import Engine
 from curation.engine.work_directory import Work, key_of
 from mixing import UserError
 from mixing.manifest import Manifest
-from mixing.remote import Remote
 
 HOLDOUT_VERSION = "2"
 PAIRS_AT_ONCE = 1 << 22  # bytes
@@ -45,6 +44,7 @@ class HoldoutConfig(BaseModel):
     from_: str | None = Field(
         None,
         alias="from",
+        min_length=1,
         description="instead of `documents`, a manifest: what it holds out is held out here, wherever these sources have it",
     )
     files: dict[SourceName, SourceConfig] = Field(
@@ -157,10 +157,8 @@ def spelled(config: HoldoutConfig, earlier: Earlier | None) -> dict[str, Any]:
 
 def find_earlier(pattern: str, clean: Sequence[str], folder: Path, roots: dict[str, str]) -> Earlier:
     """The manifest that `from` names; refused where its texts were cleaned in another way, so that equal ones would not be known."""
-    root, name, patterns, paths = locate("holdout.from", f"{pattern.rstrip('/')}/manifest.json", "from", folder, roots)
-    if isinstance(root, Remote) or len(paths) != 1:
-        raise UserError(f"holdout.from: found {pattern!r}; accepted: the folder of one manifest on this machine")
-    manifest = Manifest.open((root / paths[0]).parent)
+    found, place = locate_folder("holdout.from", pattern, "manifest.json", "manifest", folder, roots)
+    manifest = Manifest.open(found)
     cleaned = manifest.header["recipe"]["clean"]
     if cleaned != list(clean):
         raise UserError(
@@ -169,7 +167,7 @@ def find_earlier(pattern: str, clean: Sequence[str], folder: Path, roots: dict[s
         )
     if not manifest.header["holdout"]:
         raise UserError(f"holdout.from: {manifest.folder} holds nothing out; name a manifest that does, or ask for `documents`")
-    return Earlier(manifest.folder, {"root": name, "pattern": patterns[0], "digest": manifest.digest})
+    return Earlier(manifest.folder, place | {"digest": manifest.digest})
 
 
 def reserve(config: HoldoutConfig, earlier: Earlier | None, seed: int, corpus: Corpus, work: Work, engine: Engine) -> Reserved:
@@ -179,7 +177,8 @@ def reserve(config: HoldoutConfig, earlier: Earlier | None, seed: int, corpus: C
     missing = [shard for shard in corpus.shards if not sidecar_path(work, key, shard).exists()]
     exam = [shard for shard in corpus.shards if shard.source in config.files]
     drawn_from = [source.name for source in corpus.sources if source.name not in config.files]
-    asked, warnings, chosen = dict[str, int](), list[str](), _firsts(exam, None, engine)
+    asked, chosen = dict[str, int](), _firsts(exam, None, engine)
+    warnings = [_empty(name) for name in config.files if not any(shard.source == name and shard.documents for shard in exam)]
     if earlier is not None:
         contents = _contents_held_by(earlier)
         others = _firsts([shard for shard in corpus.shards if shard.source not in config.files], contents - set(chosen), engine)
@@ -192,6 +191,10 @@ def reserve(config: HoldoutConfig, earlier: Earlier | None, seed: int, corpus: C
         found = [document for name, count in asked.items() for document in _choose(corpus, name, count, seed, exam, engine)]
         _mark_against([*chosen.values(), *found], corpus, missing, key, config.similarity, work, engine)
     return Reserved(key, warnings)
+
+
+def _empty(name: str) -> str:
+    return f"hold-out '{name}': its files have no documents, so nothing is held out of them"
 
 
 def _capped(source: str, count: int, asked: int) -> str:
@@ -215,7 +218,7 @@ def _contents_held_by(earlier: Earlier) -> set[bytes]:
 def _firsts(shards: list[Shard], contents: set[bytes] | None, engine: Engine) -> dict[bytes, Drawn]:
     """By content the first document that has it; with `contents`, of those alone."""
     wanted = None if contents is None else sorted(contents)
-    found = engine.map(_firsts_of, [(shard, wanted) for shard in shards], "look up the hold-out")
+    found = engine.map(_firsts_of, [(shard, wanted) for shard in shards if wanted != []], "look up the hold-out") if shards else []
     first: dict[bytes, Drawn] = {}
     for document in sorted((document for part in found for document in part), key=lambda document: document.row):
         first.setdefault(document.content, document)
@@ -290,20 +293,11 @@ def _choose(corpus: Corpus, source: str, documents: int, seed: int, exam: list[S
         for drawn in sorted(document for part in found for document in part):
             distinct.setdefault(drawn.content, drawn)
         candidates = list(distinct.values())[:wanted]
-        contents = sorted(document.content for document in candidates)
-        elsewhere = (
-            set().union(*engine.map(_present, [(shard, contents) for shard in earlier], f"draw {source}"))
-            if earlier and contents
-            else set()
-        )
+        elsewhere = _firsts(earlier, {document.content for document in candidates}, engine)
         free = [document for document in candidates if document.content not in elsewhere]
         if len(free) >= documents or len(candidates) < wanted:
             return free[:documents]
         wanted *= 2
-
-
-def _present(shard: Shard, contents: list[bytes]) -> set[bytes]:
-    return set(contents) & {pair.tobytes() for pair in shard.contents().astype(">u8")}
 
 
 def _mark(shard: Shard, key: str, similarity: float, index: Path, origins: dict[int, str], work: Work) -> None:

@@ -73,6 +73,7 @@ class Engine:
     @contextmanager
     def phase(self, label: str, tasks: int = 1) -> Iterator[None]:
         """What this process does itself, under a label like that of a `map`."""
+        hear_interrupts()
         self.journal.begin(label, tasks)
         self.progress.begin(label, tasks)
         yield
@@ -192,6 +193,13 @@ def settle_in() -> None:
     warnings.simplefilter("ignore")
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def hear_interrupts() -> None:
+    """Lets Ctrl-C end a wait at once. Polars, when it is imported, takes SIGINT for itself and has the system go on with what was interrupted; a thread that waits without a limit of
+    time would hear of it when the wait is over."""
+    if hasattr(signal, "siginterrupt"):
+        signal.siginterrupt(signal.SIGINT, True)
 
 
 def task_name(task: tuple[Any, ...]) -> str:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from curation.engine.local import hear_interrupts
 from curation.synthesis.asking import Desk, Job, Request
 from curation.synthesis.config import Generation
 from curation.synthesis.config import Server as ServerConfig
@@ -211,11 +212,8 @@ def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
     task = loop.create_task(work)
     with ThreadPoolExecutor(1) as thread, closing(loop):
         ended = thread.submit(loop.run_until_complete, task)
+        hear_interrupts()
         try:
-            while not wait(
-                [ended], timeout=0.2
-            ).done:  # Polars' handler of SIGINT lets an endless wait go on, and the interrupt waits with it
-                pass
             ended.result()
         except KeyboardInterrupt:
             loop.call_soon_threadsafe(task.cancel)

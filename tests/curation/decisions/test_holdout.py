@@ -293,22 +293,38 @@ def test_a_text_of_ones_own_that_the_draw_would_take_is_held_out_once(tmp_path: 
     assert [row["text"] for row in held(rows, "exam")] == chosen[:1]
 
 
+def test_files_of_ones_own_without_a_document_are_told(tmp_path: Path) -> None:
+    write_records(tmp_path / "exam.jsonl", [{"text": text_of(1)}])
+    write_records(tmp_path / "a.jsonl", [{"text": text_of(number)} for number in range(40)])
+    exams = {name: {"files": "exam.jsonl", "where": where} for name, where in (("none", "bytes > 1000000"), ("one", "bytes > 1"))}
+    values = recipe(sources={"a": {"files": "a.jsonl"}}, steps=[], holdout={"files": exams}, mixture=MIXTURE)
+
+    made = built(tmp_path, values, tmp_path / "out")
+
+    assert made.warnings == ["hold-out 'none': its files have no documents, so nothing is held out of them"]
+
+
 @pytest.mark.parametrize(
     ("holdout", "said"),
     [
         ({}, "give documents, from or files"),
         ({"documents": 3, "from": "before"}, "give one of documents, from"),
+        ({"from": ""}, "holdout.from: found ''; string should have at least 1 character"),
         ({"from": "nowhere"}, "holdout.from: no file matches 'nowhere/manifest.json'"),
         ({"from": "before"}, "cleaned by [nfc] and these are by []"),
         ({"from": "nothing"}, "holds nothing out"),
         ({"files": {"a": {"files": "a.jsonl"}}}, "holdout.files: 'a' is the name of a source"),
         ({"files": {"exam": {"files": "none.jsonl"}}}, "holdout.files.exam.files: no file matches"),
         ({"files": {"exam": {"synthesize": {"from": "bytes > 1", "template": "qa", "model": "m"}}}}, "stands in `sources`"),
+        ({"files": {"exam": "exam.jsonl"}}, "holdout.files.exam: found 'exam.jsonl'; accepted: a mapping of keys: columns, files, key,"),
+        ({"files": {"exam": {"files": "bad.jsonl"}}}, "holdout.files.exam: 1 of 2 records cannot be used (50.0%, the limit is 1.0%)"),
+        ({"files": {"exam": {"files": "bad.jsonl"}}}, "accept the loss with holdout.files.exam.max_quarantine"),
     ],
 )
 def test_holdout_that_cannot_be_made_is_refused(tmp_path: Path, holdout: dict[str, Any], said: str) -> None:
     hold_out(tmp_path, {"a": [text_of(number) for number in range(20)]}, documents=1, out="before", clean=["nfc"])
     hold_out(tmp_path, {"a": [text_of(number) for number in range(20)]}, out="nothing", holdout=None)
+    (tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{"text":\n')
 
     with pytest.raises(UserError) as refused:
         hold_out(tmp_path, {"a": [text_of(number) for number in range(20)]}, out="after", holdout=holdout)

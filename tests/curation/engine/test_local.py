@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import recipes
 from recipes import dies_until, fails_on, square, threads
 
 from curation.engine.local import Engine, default_workers
@@ -51,6 +56,33 @@ def test_a_worker_killed_twice_ends_the_build_and_names_phase_and_task(tmp_path:
     assert message.startswith("sign: a worker process died twice")
     assert " over b;" in message
     assert "\n" not in message
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+import polars  # its handler of SIGINT has the system go on with what it interrupted
+from recipes import naps
+from curation.engine.local import Engine
+with Engine(2) as engine:
+    engine.map(naps, [(Path(path), 60.0) for path in sys.argv[1:]], "nap")
+"""
+
+
+def test_an_interrupt_is_heard_while_tasks_are_waited_for(tmp_path: Path) -> None:
+    begun = [tmp_path / "a", tmp_path / "b"]
+    ground = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(recipes.__file__).parent), str(Path(__file__).parents[3])])}
+    process = subprocess.Popen([sys.executable, "-c", INTERRUPTED, *map(str, begun)], env=ground, stderr=subprocess.PIPE, text=True)
+    while not all(path.exists() for path in begun):
+        time.sleep(0.01)
+        assert process.poll() is None
+    time.sleep(0.2)  # until it waits
+    process.send_signal(signal.SIGINT)
+
+    _, said = process.communicate(timeout=30)
+
+    assert process.returncode == -signal.SIGINT
+    assert said.rstrip().endswith("KeyboardInterrupt")
 
 
 def test_default_workers_are_those_this_process_may_use() -> None:
