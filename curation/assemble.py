@@ -1,43 +1,38 @@
-"""From decided documents to a manifest: components, tokens, plan, pool.
+"""From decided documents to a manifest: components, tokens, plan, hold-out, pool.
 
-Everything per document is made shard by shard into the scratch room, sorted by row, and then merged in windows of rows, so that memory follows the window and not the
-corpus. The one thing held whole is what the plan needs of a document: row, content, component and token count, 34 bytes (`curation.engine.memory` counts them).
+Everything per document is made shard by shard into the scratch room, sorted by row, and then merged file by file in windows of rows, by tasks: the process that hands them out holds
+nothing of a document. The one task that holds something of all is the plan: row, content, component and token count, 34 bytes, and the draws over them (`curation.engine.memory`
+counts them).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import pyarrow as pa
 
-from curation import rules
-from curation.corpus.shards import Corpus, Positions, Shard, chunkless, contents, read_sidecar, sidecar_path
+from curation.corpus.shards import Corpus, Positions, Shard
 from curation.corpus.token_ids import TokenIds, tokenize
-from curation.decisions.apply_steps import ALIVE, Fates, State, frame, numbers, signal_values, start
+from curation.decisions.apply_steps import ALIVE, State, frame, numbers, start
 from curation.decisions.components import assign, predicates
-from curation.decisions.duplicates import MEMBER
-from curation.decisions.ranking import lots
-from curation.decisions.resolved_steps import Add, Keep, Step, Top, fate_of
-from curation.engine.atomic_files import save, save_all, whole
+from curation.decisions.resolved_steps import Step, Top
+from curation.engine.atomic_files import beside, save, save_all
 from curation.engine.local import Engine
-from mixing.canonical import canonical_json
+from curation.pool_rows import Reasons, pool_file, pool_files, pool_part
 from mixing.draws import Documents
+from mixing.files import Piece, first_of_files, write_plan, write_tokens
+from mixing.findings import Stored
 from mixing.manifest import NO_COMPONENT, Holdout
-from mixing.plan import Mixture, Plan
-from mixing.pool import ROWS_PER_FILE, pool_schema
+from mixing.plan import Mixture, plan
 from mixing.write import ManifestWriter
 
-POOL_WINDOW = 50_000  # held at a time
 MAPPED = 32 << 20  # bytes of mapped files that are used before they are let go
 TOKEN_WINDOW = 4 << 20  # ids held at a time
-SURVIVOR_KEYS = ("survivor", "row", "similarity")
 
 
 # --- components and counts
@@ -81,21 +76,58 @@ def measure(shard: Shard, mixture: Mixture, steps: list[Step], state: State) -> 
     return Measured(int(alive.sum()), int((alive & (component == NO_COMPONENT)).sum()), int(held.sum()))
 
 
-def documents_of(corpus: Corpus, mixture: Mixture, state: State) -> Documents:
+# --- the plan
+
+
+class Planned(NamedTuple):
+    """A plan that lies in the scratch room: its part of the manifest's header, what a person should know of it, its files, and (first row, last row, first document, end) of each token file."""
+
+    header: dict[str, Any]
+    warnings: tuple[str, ...]
+    pieces: list[Piece]
+    files: list[tuple[int, int, int, int]]
+
+
+def make_plan(shards: list[Shard], mixture: Mixture, seed: int, first_made: int | None, state: State) -> Planned:
+    """Plans the mixture over the candidates of all shards. Rows from `first_made` on were made from others. Saves `planned` and `lengths`, the rows and tokens of the planned documents."""
+    documents = documents_of(shards, mixture, state)
+    made = plan(mixture, documents, seed, None if first_made is None else documents.row >= np.uint64(first_made))
+    chosen = made.documents()
+    rows, lengths = documents.row[chosen], documents.tokens[chosen]
+    first = first_of_files(lengths)
+    stored = Stored(rows.astype(np.int64), lengths, first)
+    folder = beside(state.scratch / "manifest")
+    pieces = [piece for stage in made.stages for piece in write_plan(folder, stage, documents.row.astype(np.int64), stored)]
+    save(_planned(state), rows)
+    save(_lengths(state), lengths)
+    bounds = [*first.tolist(), len(rows)]
+    files = [(int(rows[a]), int(rows[b - 1]), a, b) if b > a else (0, -1, a, b) for a, b in pairwise(bounds)]
+    return Planned(made.header(), made.warnings, pieces, files)
+
+
+def _planned(state: State) -> Path:
+    return state.scratch / "planned.npy"
+
+
+def _lengths(state: State) -> Path:
+    return state.scratch / "lengths.npy"
+
+
+def documents_of(shards: list[Shard], mixture: Mixture, state: State) -> Documents:
     """The candidates of all shards, by row; one column at a time besides the result, so 24 bytes a document more at the highest."""
-    row = _column("row", corpus, state)
+    row = _column("row", shards, state)
     order = None if (row[1:] > row[:-1]).all() else np.argsort(row)
     columns = {}
     for name in ("content", "component", "tokens", *(f"values.{by}" for by in mixture.ordered_by())):
-        column = _column(name, corpus, state)
+        column = _column(name, shards, state)
         columns[name] = column if order is None else column[order]
     values = {by: columns[f"values.{by}"] for by in mixture.ordered_by()}
     return Documents(row if order is None else row[order], columns["content"], columns["component"], columns["tokens"], values)
 
 
-def _column(name: str, corpus: Corpus, state: State) -> npt.NDArray[Any]:
+def _column(name: str, shards: list[Shard], state: State) -> npt.NDArray[Any]:
     parts = []
-    for shard in corpus.shards:
+    for shard in shards:
         with np.load(state.scratch / f"{shard.name}.candidates.npz") as stored:
             parts.append(stored[name])
     return np.concatenate(parts)
@@ -117,14 +149,23 @@ class Placed(NamedTuple):
         return found
 
 
-def place_planned(shard: Shard, planned: Path, state: State) -> Placed:
+def place_planned(shard: Shard, state: State) -> Placed:
     """Finds a shard's planned documents."""
-    rows = shard.rows()
-    positions = np.flatnonzero(np.isin(rows, np.load(planned, mmap_mode="r")))
+    rows, planned = shard.rows(), np.load(_planned(state), mmap_mode="r")
+    if len(rows):
+        planned = planned[np.searchsorted(planned, rows.min()) : np.searchsorted(planned, rows.max(), side="right")]
+    positions = np.flatnonzero(np.isin(rows, planned))
     positions = positions[np.argsort(rows[positions])]
     for name, values in (("rows", rows[positions]), ("positions", positions)):
         save(state.scratch / f"{shard.name}.planned.{name}.npy", values)
     return Placed(shard, len(positions), *((int(rows[positions[0]]), int(rows[positions[-1]])) if len(positions) else (0, -1)))
+
+
+def token_file(number: int, bounds: tuple[int, int], parts: list[Placed], state: State) -> Piece:
+    """The file of the planned documents `[first, end)`, from the shards that have some."""
+    planned, lengths = (np.load(path, mmap_mode="r")[slice(*bounds)] for path in (_planned(state), _lengths(state)))
+    folder = beside(state.scratch / "manifest")
+    return write_tokens(folder, number, state.tokenizer.dtype, merged_tokens(parts, planned, lengths, state))
 
 
 def merged_tokens(
@@ -200,214 +241,19 @@ def merged_holdout(parts: list[Holdout]) -> Holdout:
     return Holdout(rows_in_order, component, size, offsets, ids)
 
 
-# --- pool
-
-
-@dataclass(frozen=True)
-class Reasons:
-    """What each step writes as the reason, and how its evidence is found."""
-
-    steps: dict[int, Step]
-
-    def reason(self, fate: int) -> str:
-        if fate == fate_of(0):
-            return "holdout"
-        step = self.steps[fate // 2]
-        assert not isinstance(step, Add)
-        return step.rule + (" (no value)" if fate % 2 else "")
-
-    def evidence(self, fate: int, shard: Shard, positions: Positions, state: State) -> list[str]:
-        """Canonical JSON per document: the survivor it equals or the parts of a signal that are its evidence, if the rule looked at one, else the values that it looked at."""
-        if fate == fate_of(0):
-            assert state.holdout is not None
-            return [found or "" for found in _survivors(shard, state.holdout, positions, state)]
-        step = self.steps[fate // 2]
-        if isinstance(step, Top):
-            if step.config.by is None:
-                return [canonical_json({"value": lot}) for lot in lots(contents(shard, positions), step.seed).tolist()]
-            reads = [step.config.by]
-        else:
-            assert isinstance(step, Keep)
-            reads = rules.parse(step.rule, "", state.schema()).reads
-        names = list(dict.fromkeys(name.split(".")[0] for name in reads))
-        values = frame(shard, names, positions, state)
-        columns = [_read(values, name) for name in reads]
-        single = len(reads) == 1
-        rows = [{"value": row[0] if single else dict(zip(reads, row, strict=True))} for row in zip(*columns, strict=True)]
-        evidence = [canonical_json(row) for row in rows] if reads else [canonical_json({"value": None})] * len(positions)
-        for name in names:
-            if name in state.signals and (state.signals[name].survivors or state.signals[name].evidence):
-                placed = state.signals[name]
-                told = _survivors(shard, placed.of(shard), positions, state) if placed.survivors else _parts(values[name], placed.evidence)
-                evidence = [one or value for one, value in zip(told, evidence, strict=True)]
-        return evidence
-
-
-def _read(values: pl.DataFrame, name: str) -> list[Any]:
-    """A rule's values for JSON, which has no infinity and no whole number beyond 2^53: those become text."""
-    column, _, part = name.partition(".")
-    found = (values[column].struct.field(part) if part else values[column]).to_list()
-    return [
-        str(one) if (abs(one) > 2**53 if isinstance(one, int) else isinstance(one, float) and math.isinf(one)) else one for one in found
-    ]
-
-
-def _parts(values: pl.Series, parts: tuple[str, ...]) -> list[str | None]:
-    """Per document the parts of a signal's value that say why, as canonical JSON; None where it has none."""
-    return [
-        None if one is None or one[parts[0]] is None else canonical_json({part: one[part] for part in parts}) for one in values.to_list()
-    ]
-
-
-def _survivors(shard: Shard, key: str, positions: Positions, state: State) -> list[str | None]:
-    """Per document the survivor, as canonical JSON; None for a document that has none."""
-    sidecar = read_sidecar(sidecar_path(state.work, key, shard))
-    assert sidecar is not None
-    found = sidecar.values.take(pa.array(positions))
-    columns = [found.field(name).to_pylist() for name in ("origin", "row", "similarity")]
-    members = [found.field(name).to_pylist() for name, _ in MEMBER] if found.type.get_field_index("index") >= 0 else []
-    named: list[str | None] = []
-    for place, one in enumerate(zip(*columns, strict=True)):
-        evidence = dict(zip(SURVIVOR_KEYS, one, strict=True))
-        if members and one[1] is None:
-            evidence |= {name: values[place] for (name, _), values in zip(MEMBER, members, strict=True) if values[place] is not None}
-        named.append(None if one[0] is None else canonical_json(evidence))
-    return named
-
-
-def _why(shard: Shard, fates: Fates, reasons: Reasons, state: State) -> tuple[list[str | None], list[str | None]]:
-    """(reason, evidence) of every document of a shard that was dropped."""
-    reason: list[str | None] = [None] * shard.documents
-    evidence: list[str | None] = [None] * shard.documents
-    for fate in np.unique(fates[fates != ALIVE]).tolist():
-        positions = np.flatnonzero(fates == fate)
-        why = reasons.reason(fate)
-        for position, found in zip(positions.tolist(), reasons.evidence(fate, shard, positions, state), strict=True):
-            reason[position], evidence[position] = why, found
-    return reason, evidence
-
-
-def pool_part(shard: Shard, reasons: Reasons, state: State) -> tuple[int, int]:
-    """A shard's records, usable or not, as pool rows into the scratch room, sorted by row: (first row, last row)."""
-    fates, held = start(shard, state)
-    schema = pool_schema(
-        [pa.field(name, kind) for name, kind in state.columns.items()],
-        [pa.field(name, placed.type) for name, placed in state.signals.items()],
-    )
-    reason, evidence = _why(shard, fates, reasons, state)
-    tokens = np.load(state.scratch / f"{shard.name}.tokens.npy")
-    table = shard.read(["key", "content", "bytes", *(f"column.{name}" for name in shard.columns)])
-    columns: dict[str, Any] = {
-        "row": shard.rows(),
-        "source": [shard.source] * shard.documents,
-        "origin": shard.origins(),
-        "key": chunkless(table["key"]),
-        "content": [content.hex() for content in table["content"].to_pylist()],
-        "bytes": chunkless(table["bytes"]),
-        "parents": _parents(shard, state),
-        "decision": np.select([held, fates == ALIVE], ["held_out", "kept"], "dropped"),
-        "reason": reason,
-        "evidence": evidence,
-        "n_tokens": pa.array(tokens, mask=tokens < 0),
-    }
-    for name in shard.columns:
-        columns[name] = chunkless(table[f"column.{name}"])
-    for name, placed in state.signals.items():
-        seen = np.flatnonzero(fates // 2 >= placed.step)
-        place = np.full(shard.documents, -1, np.int64)
-        place[seen] = seen
-        columns[name] = signal_values(shard, name, state).take(pa.array(place, mask=place < 0))
-    usable = _as_table(columns, shard.documents, schema)
-    unusable = _quarantined(shard, schema)
-    merged = pa.concat_tables([usable, unusable]).sort_by("row").combine_chunks()
-    with (
-        whole(state.scratch / f"{shard.name}.pool.arrow") as path,
-        pa.OSFile(str(path), "wb") as sink,
-        pa.ipc.new_file(sink, schema) as writer,
-    ):
-        writer.write_table(merged)
-    rows = merged["row"].to_numpy()
-    return (int(rows[0]), int(rows[-1])) if len(rows) else (0, -1)
-
-
-def _parents(shard: Shard, state: State) -> pa.Array | None:
-    """The row of each synthetic document's parent; None for documents that were read."""
-    path = state.parents.get(shard.source)
-    if path is None:
-        return None
-    rows: npt.NDArray[np.uint64] = np.load(path)[shard.rows() - np.uint64(state.rows[shard.source][0])]
-    return pa.ListArray.from_arrays(pa.array(np.arange(len(rows) + 1, dtype=np.int32)), pa.array(rows))
-
-
-def _quarantined(shard: Shard, schema: pa.Schema) -> pa.Table:
-    table = shard.quarantine()
-    runs, ordinals, positions = (table[name].to_pylist() for name in ("run", "ordinal", "position"))
-    columns: dict[str, Any] = {
-        "row": np.array([shard.first_row[run] + ordinal for run, ordinal in zip(runs, ordinals, strict=True)], np.uint64),
-        "source": [shard.source] * table.num_rows,
-        "origin": [f"{shard.paths[run]}#{position}" for run, position in zip(runs, positions, strict=True)],
-        "decision": ["quarantined"] * table.num_rows,
-        "reason": table["reason"].to_pylist(),
-    }
-    return _as_table(columns, table.num_rows, schema)
-
-
-def _as_table(columns: dict[str, Any], rows: int, schema: pa.Schema) -> pa.Table:
-    arrays = []
-    for field in schema:
-        values = columns.get(field.name)
-        if values is None:
-            arrays.append(pa.nulls(rows, field.type))
-        elif isinstance(values, pa.Array):
-            arrays.append(values if values.type == field.type else values.cast(field.type))
-        else:
-            arrays.append(pa.array(values).cast(field.type) if isinstance(values, np.ndarray) else pa.array(values, field.type))
-    return pa.table(arrays, schema=schema)
-
-
-def merged_pool(corpus: Corpus, spans: list[tuple[int, int]], state: State, rows: int) -> Iterator[pa.Table]:
-    """The pool, a million rows at a time: put in order in windows, and handed on as a file that is mapped."""
-    file = state.scratch / "pool.arrow"
-    schema = _mapped(state.scratch / f"{corpus.shards[0].name}.pool.arrow").schema
-    for begin in range(0, rows, ROWS_PER_FILE):
-        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for low in range(begin, min(begin + ROWS_PER_FILE, rows), POOL_WINDOW):
-                high = min(low + POOL_WINDOW, begin + ROWS_PER_FILE, rows) - 1
-                parts = []
-                for shard, (first, last) in zip(corpus.shards, spans, strict=True):
-                    if first <= high and last >= low:
-                        part = _mapped(state.scratch / f"{shard.name}.pool.arrow")
-                        there = part["row"].chunk(0).to_numpy()
-                        a, b = np.searchsorted(there, np.uint64(low)), np.searchsorted(there, np.uint64(high), side="right")
-                        parts.append(part.slice(a, b - a))
-                writer.write_table(pa.concat_tables(parts).sort_by("row"))
-        yield _mapped(file)
-        file.unlink()
-
-
-def _mapped(path: Path) -> pa.Table:
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).read_all()
-
-
 # --- the manifest
 
 
-def assemble(
-    writer: ManifestWriter, corpus: Corpus, state: State, steps: list[Step], plan: Plan, documents: Documents, engine: Engine
-) -> dict[str, int]:
-    """Writes tokens, plan, hold-out and pool; returns the documents used, per source."""
+def assemble(writer: ManifestWriter, corpus: Corpus, state: State, steps: list[Step], planned: Planned, engine: Engine) -> dict[str, int]:
+    """Has the files of tokens, hold-out and pool written, and takes them and those of the plan; returns the documents used, per source."""
     shards = corpus.shards
-    chosen = plan.documents()
-    planned = documents.row[chosen]
-    path = state.scratch / "planned.npy"
-    np.save(path, planned)
-    placed = engine.map(place_planned, [(shard, path, state) for shard in shards], "collect tokens")
-    with engine.phase("write tokens"):
-        writer.tokens(merged_tokens([part for part in placed if part.documents], planned, documents.tokens[chosen], state))
-    with engine.phase("write the plan", len(plan.stages)):
-        for stage in plan.stages:
-            writer.plan(stage, documents.row)
+    writer.take(*planned.pieces)
+    placed = engine.map(place_planned, [(shard, state) for shard in shards], "collect tokens")
+    tasks = []
+    for number, (low, high, *bounds) in enumerate(planned.files):
+        parts = [part for part in placed if part.documents and part.first <= high and part.last >= low]
+        tasks.append((number, tuple(bounds), parts, state))
+    writer.take(*engine.map(token_file, tasks, "write tokens"))
     held = engine.map(held_out, [(shard, state) for shard in shards], "collect hold-out")
     for source in corpus.sources:
         mine = [part for shard, part in zip(shards, held, strict=True) if part is not None and shard.source == source.name]
@@ -415,10 +261,7 @@ def assemble(
             writer.holdout(source.name, merged_holdout(mine))
     reasons = Reasons({step.index: step for step in steps})
     spans = engine.map(pool_part, [(shard, reasons, state) for shard in shards], "make the pool")
-    with engine.phase("write the pool"):
-        for number, table in enumerate(merged_pool(corpus, spans, state, sum(corpus.read.values()))):
-            writer.pool(number, table)
-            del table  # or it would be mapped while the next is made
+    writer.take(*engine.map(pool_file, pool_files(shards, spans, sum(corpus.read.values()), state), "write the pool"))
     used = dict.fromkeys((source.name for source in corpus.sources), 0)
     for part in placed:
         used[part.shard.source] += part.documents

@@ -14,9 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from curation.assemble import Measured, assemble, documents_of, measure
+from curation.assemble import Measured, Planned, assemble, make_plan, measure
 from curation.corpus.shards import Corpus, read_corpus
 from curation.corpus.token_ids import token_key
 from curation.decisions.apply_steps import Decided, State, decide
@@ -33,7 +31,6 @@ from curation.text.tokenizer import Encoder
 from mixing import UserError
 from mixing.canonical import canonical_json
 from mixing.manifest import Manifest
-from mixing.plan import Plan, plan
 from mixing.write import ManifestWriter
 
 
@@ -118,13 +115,11 @@ def _build(recipe: Recipe, folder: Path, target: Path, run: Run, replace: bool, 
         corpus, engine.map(measure, [(shard, recipe.mixture, resolved.steps, decided.state) for shard in corpus.shards], "count tokens")
     )
     engine.memory.require("plan", driver=DOCUMENT * sum(one.kept - one.unassigned for one in measured.values()))
-    with engine.phase("plan"):
-        documents = documents_of(corpus, recipe.mixture, decided.state)
-        made = documents.row >= np.uint64(sum(ground.corpus.read.values())) if resolved.syntheses else None
-        planned = plan(recipe.mixture, documents, recipe.seed, made)
+    first_made = sum(ground.corpus.read.values()) if resolved.syntheses else None
+    (planned,) = engine.map(make_plan, [(corpus.shards, recipe.mixture, recipe.seed, first_made, decided.state)], "plan")
     with ManifestWriter(target, resolved.tokenizer.dtype, replace=replace) as writer:
         writer.tokenizer(resolved.tokenizer.files)
-        used = assemble(writer, corpus, decided.state, resolved.steps, planned, documents, engine)
+        used = assemble(writer, corpus, decided.state, resolved.steps, planned, engine)
         with engine.phase("finish"):
             digest = writer.finish(
                 _header(resolved, corpus, decided, measured, used, planned),
@@ -171,7 +166,7 @@ def _by_source(corpus: Corpus, measured: list[Measured]) -> dict[str, Measured]:
 
 
 def _header(
-    resolved: Resolved, corpus: Corpus, decided: Decided, measured: dict[str, Measured], used: dict[str, int], planned: Plan
+    resolved: Resolved, corpus: Corpus, decided: Decided, measured: dict[str, Measured], used: dict[str, int], planned: Planned
 ) -> dict[str, Any]:
     recipe, tokenizer = resolved.recipe, resolved.tokenizer
     sources = {}
@@ -203,7 +198,7 @@ def _header(
             "eos_id": tokenizer.eos_id,
             "dtype": tokenizer.dtype,
         },
-        **planned.header(),
+        **planned.header,
         "sources": sources,
         "models": {name: {"kind": kind, "sha256": model.sha256} for name, (kind, model) in decided.models.items()},
     }

@@ -24,12 +24,12 @@ from mixing import UserError
 from mixing.audit_holdout import check_holdout
 from mixing.audit_plan import check_plan
 from mixing.canonical import canonical_json, content_digest
+from mixing.files import file_sha256
 from mixing.findings import Finding, Pool, Stored, check
 from mixing.history import VISITS_PATH
 from mixing.history import stored as stored_documents
 from mixing.manifest import HEADER_KEYS, Manifest, read_header
 from mixing.pool import DECISIONS, FORBIDDEN, POOL
-from mixing.write import file_sha256
 
 _MACHINE_PATH = re.compile(r"/|~|[A-Za-z]:[\\/]|[A-Za-z0-9+.-]+://")
 

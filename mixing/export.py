@@ -30,8 +30,9 @@ import numpy.typing as npt
 
 from mixing import UserError
 from mixing.canonical import canonical_json
+from mixing.files import file_sha256
 from mixing.manifest import Manifest, Spans
-from mixing.write import file_sha256, fsync_tree, link, partial_folder
+from mixing.write import fsync_tree, link, partial_folder
 
 BATCH_IDS = 1 << 22
 INDEX_IDS = 1 << 26

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from mixing import UserError
 from mixing.draws import ComponentDraws, Documents, Shortage, joined, shuffled
+from mixing.files import write_plan
 from mixing.findings import Stored
 from mixing.history import History, after, remembers, stored
 from mixing.manifest import Holdout, Manifest, StageArrays
@@ -75,7 +76,7 @@ def remix(
         writer.adopt(manifest, "tokens/", "tokenizer/", "pool/")
         _holdout(manifest, assigned, writer)
         for stage in planned.stages:
-            writer.plan(stage, documents.row.astype(np.uint64))
+            writer.take(*write_plan(writer.folder, stage, documents.row, documents))
         if history is not None:
             writer.visits(history, documents)
         return writer.finish(_header(manifest, mixture, assigned, named, planned, documents, consumed), provenance)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from mixing import validated
 from mixing.canonical import canonical_json
 from mixing.draws import Documents
+from mixing.files import TOKEN_FILE_IDS, first_of_files, write_plan, write_pool, write_tokens
+from mixing.findings import Stored
 from mixing.manifest import NO_COMPONENT, Holdout
 from mixing.plan import Mixture, Plan, plan
 from mixing.pool import POOL
@@ -109,6 +112,20 @@ def random_corpus(vocabulary: int, tokens: int, seed: int, lengths: tuple[float,
     return Corpus(np.array(source)[order], [decision[i] for i in order], np.array(component, np.uint16)[order], ids, content)
 
 
+def store(
+    writer: ManifestWriter,
+    rows: npt.NDArray[Any],
+    lengths: npt.NDArray[np.int64],
+    documents: Callable[[int, int], Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[Any], npt.NDArray[np.int64]]]],
+    token_file_ids: int = TOKEN_FILE_IDS,
+) -> Stored:
+    """Writes `tokens/` of a manifest, a file at a time; `documents` gives those from one index to another."""
+    first = first_of_files(lengths, token_file_ids)
+    for number, (low, high) in enumerate(pairwise([*first.tolist(), len(rows)])):
+        writer.take(write_tokens(writer.folder, number, "uint16", documents(low, high)))
+    return Stored(rows.astype(np.int64), lengths, first)
+
+
 def write_manifest(
     folder: Path,
     config: Mixture,
@@ -122,17 +139,21 @@ def write_manifest(
 ) -> Path:
     used = kept[planned.documents()]
     tokenizer = small_tokenizer()
-    with ManifestWriter(folder, "uint16", replace=replace, token_file_ids=token_file_ids) as writer:
-        chunks = np.array_split(used, max(1, len(used) // 50))
-        writer.tokens((chunk.astype(np.uint64), *_joined([corpus.ids[row] for row in chunk])) for chunk in chunks)
+    with ManifestWriter(folder, "uint16", replace=replace) as writer:
+
+        def documents(first: int, end: int) -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint16], npt.NDArray[np.int64]]]:
+            for chunk in np.array_split(used[first:end], max(1, (end - first) // 50)):
+                yield chunk.astype(np.uint64), *_joined([corpus.ids[row] for row in chunk])
+
+        stored = store(writer, used, np.array([len(corpus.ids[row]) for row in used], np.int64), documents, token_file_ids)
         for stage in planned.stages:
-            writer.plan(stage, kept.astype(np.uint64))
+            writer.take(*write_plan(writer.folder, stage, kept, stored))
         for number, source in enumerate(SOURCES):
             rows = np.array([r for r, d in enumerate(corpus.decision) if d == "held_out" and corpus.source[r] == number], np.int64)
             ids, offsets = _joined([corpus.ids[row] for row in rows])
             sizes = 3 * np.diff(offsets).astype(np.uint32)  # as if each id were three bytes of text
             writer.holdout(source, Holdout(rows.astype(np.uint64), corpus.component[rows], sizes, offsets, ids))
-        writer.pool(0, _pool(corpus))
+        writer.take(write_pool(writer.folder, 0, _pool(corpus)))
         writer.tokenizer({"tokenizer.json": tokenizer, "tokenizer_config.json": b'{"eos_token": "<|end|>"}'})
         header = {
             "name": "small",

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from recipes import Planted, built, near_copy, pool_of, recipe, text_of, write_c
 from curation.text.words import words
 from mixing import UserError
 from mixing.audit import verify
+from mixing.files import first_of_files
 from mixing.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +47,12 @@ def with_steps(change: dict[int, dict[str, Any]], **changes: Any) -> dict[str, A
     """The recipe with some of its steps replaced, by index."""
     values = recipe(**changes)
     return {**values, "steps": [change.get(index, step) for index, step in enumerate(values["steps"])]}
+
+
+def sequences(folder: Path) -> list[list[Any]]:
+    """The spans of every sequence with their ids."""
+    manifest = Manifest.open(folder)
+    return [[(*one[:-1], one[-1].tolist()) for one in manifest.sequence(number).excerpts] for number in range(manifest.sequences)]
 
 
 class Example:
@@ -242,6 +251,22 @@ def test_two_workers_and_a_fresh_work_directory_give_the_same_digest(example: Ex
 
     assert made.digest == example.made.digest
     assert not made.unchanged
+
+
+def test_many_files_written_by_several_processes_are_those_of_one(
+    example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("curation.assemble"), "first_of_files", partial(first_of_files, ids=1500))
+    monkeypatch.setattr(import_module("curation.pool_rows"), "ROWS_PER_FILE", 100)
+
+    one, two = (built(example.folder, recipe(), tmp_path / str(workers), tmp_path / f"work {workers}", workers=workers) for workers in (1, 2))
+
+    assert one.digest == two.digest != example.made.digest
+    assert len(list((tmp_path / "2" / "tokens").iterdir())) > 3
+    assert len(list((tmp_path / "2" / "pool").iterdir())) == -(-len(example.pool) // 100)
+    assert pool_of(tmp_path / "2") == example.pool
+    assert sequences(tmp_path / "2") == sequences(example.folder / "out")
+    assert [finding for finding in verify(tmp_path / "2") if not finding.ok] == []
 
 
 def test_a_moved_copy_of_inputs_and_recipe_gives_the_same_digest(example: Example, tmp_path: Path) -> None:

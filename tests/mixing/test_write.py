@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -11,11 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from manifests import small_manifest
+from manifests import small_manifest, store
 
 from mixing import UserError
 from mixing.canonical import canonical_json
 from mixing.draws import Documents
+from mixing.files import first_of_files, write_plan, write_pool, write_tokens
 from mixing.manifest import Holdout, Manifest
 from mixing.plan import Mixture, plan
 from mixing.pool import POOL
@@ -25,13 +27,13 @@ LENGTHS = np.array([5, 40, 1, 17, 64, 9, 130, 3], np.int64)
 ROWS = np.array([0, 2, 3, 5, 8, 9, 11, 12], np.uint64)
 
 
-def chunks(size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Eight documents of counting ids, `size` at a time."""
-    for low in range(0, len(ROWS), size):
-        lengths = LENGTHS[low : low + size]
+def chunks(size: int, first: int = 0, end: int = len(ROWS)) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Of eight documents of counting ids, those from `first` to `end`, `size` at a time."""
+    for low in range(first, end, size):
+        lengths = LENGTHS[low : min(low + size, end)]
         offsets = np.cumsum([0, *lengths], dtype=np.int64)
         ids = np.concatenate([np.arange(length) % 50 + number for number, length in enumerate(lengths, low)]).astype(np.uint16)
-        yield ROWS[low : low + size], ids, offsets
+        yield ROWS[low : min(low + size, end)], ids, offsets
 
 
 def write_tiny(folder: Path, chunk: int = 3, token_file_ids: int = 100, **keys: Any) -> str:
@@ -48,10 +50,10 @@ def write_tiny(folder: Path, chunk: int = 3, token_file_ids: int = 100, **keys: 
     pool |= {"n_tokens": [int(LENGTHS[row == ROWS][0]) if row in ROWS else None for row in range(14)]}
     held = np.setdiff1d(np.arange(14), ROWS).astype(np.uint64)
     counts = {"read": 14, "quarantined": 0, "dropped": [], "held_out": len(held), "kept": 8, "used": 8, "unused": 0, "unassigned": 0}
-    with ManifestWriter(folder, "uint16", token_file_ids=token_file_ids, **keys) as writer:
-        writer.tokens(chunks(chunk))
+    with ManifestWriter(folder, "uint16", **keys) as writer:
+        stored = store(writer, ROWS, LENGTHS, lambda low, high: chunks(chunk, low, high), token_file_ids)
         for stage in planned.stages:
-            writer.plan(stage, ROWS)
+            writer.take(*write_plan(writer.folder, stage, ROWS.astype(np.int64), stored))
         offsets = np.arange(0, 2 * len(held) + 1, 2)
         writer.holdout(
             "one",
@@ -59,7 +61,7 @@ def write_tiny(folder: Path, chunk: int = 3, token_file_ids: int = 100, **keys: 
                 held, np.zeros(len(held), np.uint16), np.full(len(held), 3, np.uint32), offsets, np.arange(2 * len(held), dtype=np.uint16)
             ),
         )
-        writer.pool(0, pa.table(pool, schema=POOL))
+        writer.take(write_pool(writer.folder, 0, pa.table(pool, schema=POOL)))
         writer.tokenizer({"tokenizer.json": b"{}"})
         header = {
             "name": "tiny",
@@ -101,6 +103,24 @@ def test_writer_token_files_are_cut_before_they_hold_too_many_ids(tmp_path: Path
     assert [row for file in files for row in file["pool_row"].to_pylist()] == ROWS.tolist()
 
 
+def test_token_files_take_what_fits_and_at_least_one_document() -> None:
+    assert first_of_files(LENGTHS, 100).tolist() == [0, 4, 6, 7]
+    assert first_of_files(LENGTHS, 63).tolist() == [0, 4, 5, 6, 7]
+    assert first_of_files(LENGTHS, 1).tolist() == list(range(8))
+    assert first_of_files(LENGTHS).tolist() == [0]
+    assert first_of_files(LENGTHS[:0]).tolist() == [0]  # a manifest has one, if it is empty
+
+
+def test_writer_takes_files_from_elsewhere_with_their_sums(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    with ManifestWriter(tmp_path / "one", "uint16") as writer:
+        piece = write_tokens(elsewhere, 0, "uint16", chunks(3))
+        writer.take(piece)
+        there = writer.folder / "tokens" / "00000.arrow"
+        assert hashlib.sha256(there.read_bytes()).hexdigest() == piece.sha256
+    assert not [path for path in elsewhere.rglob("*") if path.is_file()]
+
+
 def test_writer_same_manifest_again_leaves_the_folder_untouched(tmp_path: Path) -> None:
     digest = write_tiny(tmp_path / "tiny")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "tiny").rglob("*")}
@@ -137,7 +157,7 @@ def test_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
     def build() -> None:
         with ManifestWriter(tmp_path / "tiny", "uint16") as writer:
-            writer.tokens(failing())
+            writer.take(write_tokens(writer.folder, 0, "uint16", failing()))
 
     with pytest.raises(RuntimeError, match="disk full"):
         build()
