@@ -9,7 +9,8 @@
 `measure` builds the first so many GB of RECIPE's sources with two workers and writes, phase by phase, the CPU seconds of the workers and of the process that hands out the tasks (seconds of
 a clock would measure who else is on the machine), the tasks, and the most memory and scratch room. A prediction is a straight line in bytes for each of them, through the calibrations, never
 below zero; it is written down before the build it is about. `table` goes on along the same lines to 1e9, 1e11 and 1e13 tokens and adds what no line shows: files opened, names in
-a task's arguments, the planner's memory.
+a task's arguments, the plan's memory. What a small build's own process does of the manifest's files (`FILES`: one of each, so one task, done where it is) are tasks of a large one; what it
+spends waiting follows the clock and is left out; what stays its own is handing out tasks, at `DISPATCH` each, and `ALONE`, which no second process can share.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ CORES, BANDWIDTH, DISPATCH, OPEN = (
     0.0002,
 )  # of a node: processors, bytes a second; seconds to hand out a task, to open a file
 PATH_BYTES = 90  # of a run's name in a task's arguments
+FILES, ALONE = ("write tokens", "write the pool"), ("plan", "finish")  # phases, see above
 
 
 def cpu_of(process: int) -> float:
@@ -322,6 +324,10 @@ def told(total: dict[str, float]) -> str:
     )
 
 
+def _hours(hours: float) -> str:
+    return f"{hours:,.2g}" if hours < 100 else f"{hours:,.0f}"
+
+
 @main.command()
 @OUT
 @click.option("--tokens", multiple=True, type=float, default=(1e9, 1e11, 1e13), show_default=True)
@@ -343,21 +349,15 @@ def table(out: Path, tokens: tuple[float, ...], nodes: tuple[int, ...]) -> None:
         ranges = max(keys / RANGE_BYTES, 1)
         tasks = shards * len(found["phases"]) + 2 * ranges
         opens = ranges * shards * 4
-        hours = [
-            (
-                (total["workers"] + OPEN * opens) / (one * CORES)
-                + 2 * total["scratch"] / (one * BANDWIDTH)
-                + total["driver"]
-                + DISPATCH * tasks
-            )
-            / 3600
-            for one in nodes
-        ]
+        spent = {label: phase["workers"] + phase["driver"] for label, phase in found["phases"].items()}
+        work = total["workers"] + sum(spent[label] for label in FILES)
+        alone = sum(spent[label] for label in ALONE) + DISPATCH * tasks
+        hours = [((work + OPEN * opens) / (one * CORES) + 2 * total["scratch"] / (one * BANDWIDTH) + alone) / 3600 for one in nodes]
         rows.append(
             [
                 f"{count:.0e}", f"{size / 1e12:,.3g}", f"{documents:.1e}", f"{shards:,.0f}", f"{tasks:,.0f}", f"{keys / 1e12:,.3g}", f"{total['scratch'] / 1e12:,.3g}",
                 f"{opens:.1e}", f"{shards * PATH_BYTES / 1e6:,.1f}", f"{(0.4e9 + DOCUMENT * documents * last['kept'] / last['documents']) / 1e9:,.1f}",
-                f"{total['driver'] / 3600:,.1f}", f"{total['workers'] / 3600:,.0f}", *(f"{hour:,.2g}" if hour < 100 else f"{hour:,.0f}" for hour in hours),
+                _hours(alone / 3600), f"{work / 3600:,.0f}", *map(_hours, hours),
             ]
         )  # fmt: skip
     names = [
@@ -371,7 +371,12 @@ def table(out: Path, tokens: tuple[float, ...], nodes: tuple[int, ...]) -> None:
         "files opened for ranges",
         "MB of names a range task is given",
     ]
-    names += ["GB of the planner", "hours of the driver alone", "core hours of tasks", *(f"hours on {one:,} nodes" for one in nodes)]
+    names += [
+        "GB of the node that plans",
+        "hours of one process alone",
+        "core hours of tasks",
+        *(f"hours on {one:,} nodes" for one in nodes),
+    ]
     for name, values in zip(names, zip(*rows, strict=True), strict=True):
         print(f"| {name} | " + " | ".join(values) + " |")
 

@@ -2,7 +2,7 @@
 
     python benchmarks/synthesis.py MODEL_FOLDER [--prompts 512] [--in-flight 64] [--rounds 3] [--max-tokens 64] [--eager]
 
-Runs in an environment that has vLLM (`make test-vllm` makes one; `tests/with_vllm/tiny_model.py` makes a model) and starts the server itself, without prefix caching, so that no run profits from the one before.
+Runs in an environment that has vLLM (`make test-vllm` makes one, `pip install pandas` adds what its client wants; `tests/with_vllm/tiny_model.py` makes a model) and starts the server itself, without prefix caching, so that no run profits from the one before.
 Both clients send chats of one message at temperature 0. vLLM's client streams and keeps nothing; ours takes whole answers and has each on disk before it counts. With `--stub` the server is one of
 this script that answers at once, so that what is measured is the most that our client alone can do.
 """

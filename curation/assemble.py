@@ -95,9 +95,9 @@ def make_plan(shards: list[Shard], mixture: Mixture, seed: int, first_made: int 
     chosen = made.documents()
     rows, lengths = documents.row[chosen], documents.tokens[chosen]
     first = first_of_files(lengths)
-    stored = Stored(rows.astype(np.int64), lengths, first)
+    stored = Stored(rows.view(np.int64), lengths, first)
     folder = beside(state.scratch / "manifest")
-    pieces = [piece for stage in made.stages for piece in write_plan(folder, stage, documents.row.astype(np.int64), stored)]
+    pieces = [piece for stage in made.stages for piece in write_plan(folder, stage, documents.row.view(np.int64), stored)]
     save(_planned(state), rows)
     save(_lengths(state), lengths)
     bounds = [*first.tolist(), len(rows)]

@@ -329,7 +329,7 @@ def _model_and_key(step: Add, steps: list[Step], ground: Ground, decided: Decide
     """Trains the signal's model if it has one, and gives the key of its values."""
     signal, model = SIGNALS[step.kind], None
     if step.references:
-        model = train(step.kind, step.config, step.references, ground, engine, _passing(step, steps, decided.state, models))
+        model = train(step.name, step.kind, step.config, step.references, ground, engine, _passing(step, steps, decided.state, models))
         models[step.index] = model.folder
         require(model, step.kind, step.config, step.name, engine.memory)
         decided.models[step.name] = (step.kind, model)

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import shutil
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -27,6 +24,7 @@ from pydantic import BaseModel
 from curation.corpus.input_files import hash_files, locate
 from curation.corpus.shards import Corpus, Mask, Positions, Shard
 from curation.decisions.holdout import Drawn, draw, held_contents, texts_of
+from curation.engine.atomic_files import beside
 from curation.engine.local import Engine, Run
 from curation.engine.memory import Memory
 from curation.engine.work_directory import Digests, Work, folder_atomic, key_of, sha256_folder
@@ -206,9 +204,15 @@ class Passing(NamedTuple):
 
 
 def train(
-    kind: str, config: BaseModel, references: list[Referenced], ground: Ground, engine: Engine, passing: Mapping[str, Passing]
+    name: str,
+    kind: str,
+    config: BaseModel,
+    references: list[Referenced],
+    ground: Ground,
+    engine: Engine,
+    passing: Mapping[str, Passing],
 ) -> Model:
-    """The signal's model, trained unless the work directory has it, or where it lies. `passing` has the rules of its samples by role."""
+    """The model of the signal `name`, trained unless the work directory has it, or where it lies. `passing` has the rules of its samples by role."""
     signal = SIGNALS[kind]
     of_samples = [
         [shard.name, shard.first_row] for reference in references if reference.sample for shard in ground.corpus.of(reference.sample.sample)
@@ -238,7 +242,7 @@ def train(
             if not len(found):
                 raise UserError(f"{kind}: the reference '{role}' holds no text; it needs documents with a visible '{TEXT}'")
         with folder_atomic(folder) as temporary:
-            _train_apart(kind, config, texts, temporary, ground)
+            _train_apart(name, kind, config, texts, temporary, ground, engine)
     return Model(folder, sha256_folder(folder), key, sum(path.stat().st_size for path in folder.rglob("*")))
 
 
@@ -310,27 +314,29 @@ def _refuse_loss(kind: str, path: str, records: list[Record]) -> None:
         raise UserError(f"{kind}: {path}#{lost.position} cannot be read: {lost.reason}; mend the list, no entry of it may be lost")
 
 
-def _train_apart(kind: str, config: BaseModel, texts: dict[str, pa.LargeStringArray], folder: Path, ground: Ground) -> None:
-    paths = {}
+def _train_apart(
+    name: str, kind: str, config: BaseModel, texts: dict[str, pa.LargeStringArray], folder: Path, ground: Ground, engine: Engine
+) -> None:
+    paths, scratch = {}, ground.work.room("scratch")
     for role, found in texts.items():
-        paths[role] = ground.work.room("scratch") / f"{folder.name}.{role}.arrow"
+        paths[role] = scratch / f"{folder.name}.{role}.arrow"
         table = pa.table({TEXT: found})
         with pa.OSFile(str(paths[role]), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
-        try:
-            apart.submit(_train_here, kind, config, paths, folder, ground.seed).result()
-        except BrokenProcessPool:
-            raise UserError(f"{kind}: the process that trained it was killed (out of memory?); run the build again") from None
-        except UserError as error:
-            raise UserError(f"{kind}: {error}") from None
+    try:
+        made = engine.apart(_train_here, (kind, config, paths, scratch / folder.name, ground.seed), f"train {name}")
+    except UserError as error:
+        raise UserError(f"{kind}: {error}") from None
+    for path in made.iterdir():
+        shutil.move(path, folder / path.name)
 
 
-def _train_here(kind: str, config: BaseModel, paths: dict[str, Path], folder: Path, seed: int) -> None:
-    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS"):
-        os.environ[name] = "1"
-    texts = {}
+def _train_here(kind: str, config: BaseModel, paths: dict[str, Path], near: Path, seed: int) -> Path:
+    """The folder of the model, one of this attempt alone."""
+    texts, folder = {}, beside(near)
+    folder.mkdir()
     for role, path in paths.items():
         with pa.memory_map(str(path)) as source:
             texts[role] = pa.ipc.open_file(source).read_all()[TEXT].combine_chunks()
     SIGNALS[kind].train(config, texts, folder, seed)
+    return folder

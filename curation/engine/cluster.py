@@ -81,6 +81,12 @@ class Cluster(Engine):
             finally:
                 places.close()
 
+    def apart(self, function: Callable[..., Result], task: tuple[Any, ...], label: str) -> Result:
+        """As `Engine.apart`, on any node."""
+        with self.phase(label):
+            call = self._ray.remote(num_cpus=1, max_retries=0, max_calls=1)(_call)
+            return next(self._ended(_Tasks(call, self._ground, 1), function, [task], label))[1]
+
     def _ended(
         self, places: _Tasks | _Actors, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], label: str
     ) -> Iterator[tuple[int, Result]]:

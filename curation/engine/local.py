@@ -94,6 +94,18 @@ class Engine:
             with self._limited(at_most):
                 return self._collected(self._finished(function, tasks, label), tasks)
 
+    def apart(self, function: Callable[..., Result], task: tuple[Any, ...], label: str) -> Result:
+        """One task in a new process, which ends with it: nothing of what ran before can show in what it makes."""
+        with self.phase(label):
+            pool, self._pool = self._pool, None
+            try:
+                return self._submit(function, task, 1).result()
+            except BrokenProcessPool:
+                raise UserError(f"{label}: its process was killed (out of memory?); what was finished is kept: run it again") from None
+            finally:
+                self._stop(kill=True)
+                self._pool = pool
+
     def _collected(self, finished: Iterator[tuple[int, Result]], tasks: Sequence[tuple[Any, ...]]) -> list[Result]:
         results, documents = dict[int, Result](), [int(getattr(task[0], "documents", 0)) if task else 0 for task in tasks]
         if any(documents):

@@ -259,7 +259,9 @@ def test_many_files_written_by_several_processes_are_those_of_one(
     monkeypatch.setattr(import_module("curation.assemble"), "first_of_files", partial(first_of_files, ids=1500))
     monkeypatch.setattr(import_module("curation.pool_rows"), "ROWS_PER_FILE", 100)
 
-    one, two = (built(example.folder, recipe(), tmp_path / str(workers), tmp_path / f"work {workers}", workers=workers) for workers in (1, 2))
+    one, two = (
+        built(example.folder, recipe(), tmp_path / str(workers), tmp_path / f"work {workers}", workers=workers) for workers in (1, 2)
+    )
 
     assert one.digest == two.digest != example.made.digest
     assert len(list((tmp_path / "2" / "tokens").iterdir())) > 3

@@ -58,6 +58,27 @@ def test_a_worker_killed_twice_ends_the_build_and_names_phase_and_task(tmp_path:
     assert "\n" not in message
 
 
+def test_a_task_apart_has_a_new_process_that_ends_with_it() -> None:
+    with Engine(2) as engine:
+        among = {process for process, _ in engine.map(threads, [(0,), (1,), (2,)], "look")}
+        (one, limit), (other, _) = (engine.apart(threads, (number,), "train") for number in range(2))
+        again = {process for process, _ in engine.map(threads, [(0,), (1,), (2,)], "look")}
+
+    assert limit == "1"
+    assert len({os.getpid(), one, other} | among) == 3 + len(among)
+    assert again <= among  # the others are as they were
+    assert not Path("/proc", str(one)).exists()
+
+
+def test_a_task_apart_that_is_killed_or_fails_says_so(tmp_path: Path) -> None:
+    with Engine(2) as engine:
+        with pytest.raises(UserError, match=r"^train: its process was killed \(out of memory\?\); what was finished is kept"):
+            engine.apart(dies_until, (tmp_path / "a", 1), "train")
+        with pytest.raises(ValueError, match="7 is bad"):
+            engine.apart(fails_on, (7, 7), "train")
+        assert engine.map(square, [(1,), (2,)], "square") == [1, 4]
+
+
 INTERRUPTED = """
 import sys
 from pathlib import Path
