@@ -126,7 +126,7 @@ def _build(recipe: Recipe, folder: Path, target: Path, run: Run, replace: bool, 
                 _provenance(resolved, encoder.name, run, engine.memory.workers, began) | _counted(corpus, decided, synthesized),
             )
     write_json(work.room("builds") / f"{resolved.key}.json", _record(digest, corpus, decided, work))
-    warnings = [*(holdout.warnings if holdout else []), *decided.warnings.values(), *planned.warnings]
+    warnings = [*_misfits(corpus), *(holdout.warnings if holdout else []), *decided.warnings.values(), *planned.warnings]
     return Built(target, digest, False, time.monotonic() - began, decided.computed, decided.remembered, warnings)
 
 
@@ -156,6 +156,17 @@ def _refuse_target(target: Path, recipe: dict[str, Any], *, replace: bool) -> No
                 f"-o {target}: holds another manifest, {there.header['name']} v{there.header['version']}, digest {there.digest}, of another recipe or other "
                 "inputs; choose another folder and compare the two with `curate diff`, or pass --replace"
             )
+
+
+def _misfits(corpus: Corpus) -> list[str]:
+    """Values that a rule sees as null though the files have something there."""
+    return [
+        f"{source.where}: {count:,} value{'s'[: count > 1]} of the column '{name}' {'are' if count > 1 else 'is'} not of its type, {source.fields.columns[name]}, and null here; "
+        "a column has the type of its first records"
+        for source in corpus.sources
+        for name, count in corpus.misfits[source.name].items()
+        if count
+    ]
 
 
 def _by_source(corpus: Corpus, measured: list[Measured]) -> dict[str, Measured]:

@@ -40,7 +40,7 @@ def select(chunks: Iterator[Chunk], choice: Choice | None, clean: tuple[str, ...
         if choice is not None and text is not None:
             chunk = _with_text(chunk, choice, text)
         texts, utf8, changed = clean_all(chunk.text, clean)
-        chunk = chunk._replace(text=texts, utf8=utf8, changed=changed)
+        chunk = chunk._replace(text=texts, utf8=utf8, changed={**chunk.changed, **changed})
         if choice is not None and where is not None:
             sizes = list(map(len, utf8))
             chunk = chunk.without(np.asarray(where.decide(_frame(chunk, sizes, choice))[0], np.bool_))

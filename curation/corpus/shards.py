@@ -22,6 +22,7 @@ from curation.corpus.input_files import natural
 from curation.corpus.sources import ShardFacts, Source, Unit, cut, read_unit
 from curation.engine.local import Engine
 from curation.engine.work_directory import Work, write_atomic
+from curation.formats.records import misfit
 from mixing import UserError
 
 Rows = np.ndarray[tuple[int], np.dtype[np.uint64]]
@@ -126,14 +127,15 @@ def chunkless(column: pa.ChunkedArray) -> pa.Array:
 
 @dataclass(frozen=True)
 class Corpus:
-    """What was read: the shards of all sources in rank order, per source the records read and those quarantined by reason, and the documents
-    that each clean step changed."""
+    """What was read: the shards of all sources in rank order, per source the records read and those quarantined by reason, the documents that each clean step changed, and the values of each
+    column that are not of its type and null."""
 
     sources: list[Source]
     shards: list[Shard]
     read: dict[str, int]
     quarantined: dict[str, dict[str, int]]
     cleaned: dict[str, dict[str, int]]
+    misfits: dict[str, dict[str, int]]
 
     def of(self, source: str) -> list[Shard]:
         return [shard for shard in self.shards if shard.source == source]
@@ -146,6 +148,7 @@ class Corpus:
             self.read | later.read,
             self.quarantined | later.quarantined,
             self.cleaned | later.cleaned,
+            self.misfits | later.misfits,
         )
 
 
@@ -158,6 +161,7 @@ def read_corpus(sources: list[Source], clean: tuple[str, ...], work: Work, engin
     shards, read = [], dict.fromkeys((source.name for source in sources), 0)
     quarantined: dict[str, dict[str, int]] = {source.name: {} for source in sources}
     cleaned = {source.name: dict.fromkeys(clean, 0) for source in sources}
+    misfits = {source.name: dict.fromkeys(source.fields.columns, 0) for source in sources}
     for source in sources:
         mine = [(unit, facts[unit.name]) for owner, unit in units if owner is source]
         first_rows, records = _number(mine, first_row)
@@ -167,12 +171,14 @@ def read_corpus(sources: list[Source], clean: tuple[str, ...], work: Work, engin
             again = seen[unit.name] = seen.get(unit.name, -1) + 1
             for number, shard in enumerate(made):
                 shards.append(_shard(source, unit, again, number, shard, first_rows[unit.name], work))
-                for step, count in shard.cleaned.items():
-                    cleaned[source.name][step] += count
+                for step in clean:
+                    cleaned[source.name][step] += shard.cleaned.get(step, 0)
+                for name in source.fields.columns:
+                    misfits[source.name][name] += shard.cleaned.get(misfit(name), 0)
                 for reason, count in shard.quarantined.items():
                     quarantined[source.name][reason] = quarantined[source.name].get(reason, 0) + count
         _check_losses(source, records, quarantined[source.name], [shard for shard in shards if shard.source == source.name])
-    return Corpus(sources, shards, read, quarantined, cleaned)
+    return Corpus(sources, shards, read, quarantined, cleaned, misfits)
 
 
 def _number(units: list[tuple[Unit, list[ShardFacts]]], first_row: int) -> tuple[dict[str, list[int]], int]:

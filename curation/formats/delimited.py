@@ -17,6 +17,7 @@ from curation.formats.streams import decoded_head, lines_of
 from mixing.remote import Place
 
 DELIMITERS = ",\t;|"
+MISSING = ("", "nan", "NaN")  # no value, which fits any type
 ROW_LIMIT = 256 << 20  # characters: a quote that is not closed by then is damage
 csv.field_size_limit(1 << 31)
 
@@ -57,8 +58,12 @@ def _records(path: Place, fields: Fields) -> Iterator[Record]:
             continue
         text = "" if fields.text is None else row.fields[place[fields.text]]
         key = row.fields[place[fields.key]] if fields.key in place else None
-        columns = tuple(_typed(row.fields[place[name]], kind) if name in place else None for name, kind in fields.columns.items())
-        yield Record(position, row.size, text, key, columns, None, "")
+        values = {name: row.fields[place[name]] for name in fields.columns if name in place}
+        columns = tuple(_typed(values.get(name, ""), kind) for name, kind in fields.columns.items())
+        misfits = [
+            name for name, found in zip(fields.columns, columns, strict=True) if found is None and values.get(name, "") not in MISSING
+        ]
+        yield Record(position, row.size, text, key, columns, None, "", tuple(misfits))
 
 
 def _is_text(values: list[str]) -> bool:

@@ -15,7 +15,20 @@ from typing import Any
 import numpy as np
 import orjson
 
-from curation.formats.records import SNIFFED, Chunk, Fields, Record, Value, as_key, as_type, chunk_of, in_chunks, narrowest, refused
+from curation.formats.records import (
+    SNIFFED,
+    Chunk,
+    Fields,
+    Record,
+    as_column,
+    as_columns,
+    as_key,
+    chunk_of,
+    in_chunks,
+    misfit,
+    narrowest,
+    refused,
+)
 from curation.formats.streams import BYTE_ORDER_MARK, line_blocks, lines_of
 from mixing.remote import Place
 
@@ -57,14 +70,9 @@ def _read_at_once(position: int, lines: list[bytes], fields: Fields) -> Chunk | 
         found = [value.get(fields.key) for value in values]
         as_they_are = set(map(type, found)) <= {str, type(None)}
         keys = found if as_they_are else [as_key(_exact(key, line, fields.key)) for key, line in zip(found, lines, strict=True)]
-    columns = [_typed([value.get(name) for value in values], kind) for name, kind in fields.columns.items()]
-    return Chunk(positions, lengths, np.arange(len(lines)), texts, keys, columns, [])
-
-
-def _typed(values: list[Any], kind: str) -> list[Value]:
-    if kind == "string" and set(map(type, values)) <= {str, type(None)}:
-        return values
-    return [as_type(value, kind) for value in values]
+    columns = {name: as_column([value.get(name) for value in values], kind) for name, kind in fields.columns.items()}
+    misfits = {misfit(name): mask for name, (_, mask) in columns.items() if mask is not None}
+    return Chunk(positions, lengths, np.arange(len(lines)), texts, keys, [one for one, _ in columns.values()], [], changed=misfits)
 
 
 def _read_one_by_one(position: int, lines: list[bytes], fields: Fields) -> Iterator[Record]:
@@ -90,7 +98,8 @@ def _from_values(position: int, size: int, values: object, line: bytes, fields: 
         reason = f"no '{fields.text}'" if text is None else f"'{fields.text}' is not a string"
         return refused(position, size, reason, line)
     key = as_key(_exact(values.get(fields.key), line, fields.key)) if fields.key else None
-    return Record(position, size, text, key, tuple(as_type(values.get(name), kind) for name, kind in fields.columns.items()), None, "")
+    columns, misfits = as_columns(values, fields.columns)
+    return Record(position, size, text, key, columns, None, "", misfits)
 
 
 def _integer(digits: str) -> int | float:

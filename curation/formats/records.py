@@ -43,12 +43,13 @@ class Record(NamedTuple):
     columns: tuple[Value, ...]
     reason: str | None
     excerpt: str
+    misfits: tuple[str, ...] = ()  # names of columns whose value is not of their type, and so null
 
 
 class Chunk(NamedTuple):
     """Consecutive records of one file in columns. `position` and `size` have an entry for every record. `text`, `key` and each of the `columns` have one for every usable record,
-    whose index `usable` holds, ascending; `refused` has (index, reason, excerpt) of every other record. Once the texts are cleaned, `utf8` has them as bytes too, and `changed`, for each
-    step, which of them it changed."""
+    whose index `usable` holds, ascending; `refused` has (index, reason, excerpt) of every other record. Once the texts are cleaned, `utf8` has them as bytes too. `changed` says which of them
+    lost something: for each clean step those it changed, and under `misfit(column)` those whose value is not of the column's type."""
 
     position: Integers
     size: Integers
@@ -132,6 +133,11 @@ def in_chunks(records: Iterable[Record], columns: int) -> Iterator[Chunk]:
         yield chunk_of(some, columns)
 
 
+def misfit(column: str) -> str:
+    """The key in `Chunk.changed` of values that are null because they are not of their column's type."""
+    return f"column {column}"
+
+
 def chunk_of(records: Sequence[Record], columns: int) -> Chunk:
     usable = [index for index, record in enumerate(records) if record.reason is None]
     good = [records[index] for index in usable]
@@ -143,6 +149,10 @@ def chunk_of(records: Sequence[Record], columns: int) -> Chunk:
         [record.key for record in good],
         [[record.columns[place] for record in good] for place in range(columns)],
         [(index, record.reason, record.excerpt) for index, record in enumerate(records) if record.reason is not None],
+        changed={
+            misfit(name): np.array([name in record.misfits for record in good], np.bool_)
+            for name in sorted({name for record in good for name in record.misfits})
+        },
     )
 
 
@@ -190,6 +200,23 @@ def as_type(value: object, kind: str) -> Value:
     if kind == "float64":
         return float(value) if value == value else None
     return value if isinstance(value, int) and -(2**63) <= value < 2**63 else None
+
+
+def as_column(values: list[Any], kind: str) -> tuple[list[Value], Mask | None]:
+    """`values` as a column of type `kind`, and which of them do not fit; None if all do. NaN is null, and fits."""
+    if kind == "string" and set(map(type, values)) <= {str, type(None)}:
+        return values, None
+    found = [as_type(value, kind) for value in values]
+    if None not in found:
+        return found, None
+    misfits = np.array([one is None and value is not None and value == value for one, value in zip(found, values, strict=True)], np.bool_)
+    return found, misfits if misfits.any() else None
+
+
+def as_columns(values: Mapping[str, object], kinds: Mapping[str, str]) -> tuple[tuple[Value, ...], tuple[str, ...]]:
+    """The columns of one record, and the names of those whose value does not fit."""
+    found = {name: as_column([values.get(name)], kind) for name, kind in kinds.items()}
+    return tuple(one[0] for one, _ in found.values()), tuple(name for name, (_, misfits) in found.items() if misfits is not None)
 
 
 def narrowest(types: set[type]) -> str:

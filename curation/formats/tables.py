@@ -22,10 +22,11 @@ from curation.formats.records import (
     Fields,
     Record,
     Value,
+    as_column,
     as_key,
     as_text,
-    as_type,
     chunk_of,
+    misfit,
     one_line,
     refused,
 )
@@ -169,16 +170,19 @@ def _from_table(position: int, table: pa.Table, fields: Fields) -> Chunk:
         return [None] * table.num_rows if name not in table.column_names else decoded_column(table[name]).to_pylist()
 
     keys: list[str | None] = [as_key(key) for key in values(fields.key)]
-    carried = [[as_type(value, kind) for value in values(name)] for name, kind in fields.columns.items()]
+    typed = {name: as_column(values(name), kind) for name, kind in fields.columns.items()}
+    carried = [one for one, _ in typed.values()]
+    misfits = {misfit(name): mask for name, (_, mask) in typed.items() if mask is not None}
     texts = _texts(table, fields)
     if texts is not None:
         sizes = np.fromiter((len(text.encode()) for text in texts), np.int64, len(texts))
         rows = np.arange(table.num_rows)
-        return Chunk(position + rows, sizes, rows, texts, keys, carried, [])
+        return Chunk(position + rows, sizes, rows, texts, keys, carried, [], changed=misfits)
     columns = list(zip(*carried, strict=True)) if carried else [()] * table.num_rows
-    return chunk_of(
+    chunk = chunk_of(
         [_record(position + row, raw, keys[row], columns[row], fields) for row, raw in enumerate(values(fields.text))], len(carried)
     )
+    return chunk._replace(changed={name: mask[chunk.usable] for name, mask in misfits.items()})
 
 
 def _texts(table: pa.Table, fields: Fields) -> list[str] | None:

@@ -542,6 +542,19 @@ def test_a_rule_of_a_duplicate_and_more_still_names_the_survivor(tmp_path: Path)
     assert {row["evidence"] for row in rows[25:30]} == {f'{{"value":{{"n":{n},"twin":null}}}}' for n in range(25, 30)}
 
 
+def test_values_that_became_null_are_told(tmp_path: Path) -> None:
+    records = [{"text": text_of(number), "score": number if number < 1000 else "none"} for number in range(1002)]
+    write_records(tmp_path / "a.jsonl", records)
+    mixture = {"sequence_length": 64, "components": {"all": "TRUE"}, "stages": [{"name": "all", "tokens": 1000, "weights": {"all": 1}}]}
+    values = recipe(sources={"a": {"files": "a.jsonl", "columns": ["score"]}}, steps=[], holdout=None, mixture=mixture)
+
+    made = built(tmp_path, values, tmp_path / "out")
+
+    assert made.warnings == [
+        "sources.a: 2 values of the column 'score' are not of its type, int64, and null here; a column has the type of its first records"
+    ]
+
+
 def test_the_same_file_in_two_sources_is_read_decided_and_counted_in_both(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_records(tmp_path / name / "x.jsonl", [{"text": text_of(number)} for number in range(40)])

@@ -423,6 +423,33 @@ def test_a_choice_that_cannot_be_meant_is_refused_before_anything_is_read(tmp_pa
     assert what in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_values_that_are_not_of_their_columns_type_are_null_and_counted(tmp_path: Path, name: str, damaged: bool) -> None:
+    values = [*range(1000), None, "many", 2.5, 7, "few", True]
+    if name == "a.csv":
+        lines = [f"t{place},{'' if value is None else value},x" for place, value in enumerate(values)]
+        write_file(tmp_path / name, "\n".join(["text,score,other", *lines, *["too,many,fields,here"] * damaged]).encode())
+    else:
+        records: list[Any] = [{"text": f"t{place}", "score": value, "other": "x"} for place, value in enumerate(values)]
+        write_file(tmp_path / name, json_lines([*records, *[b"{"] * damaged]))  # such a block is read line by line
+
+    rows, (fact,) = taken(tmp_path, files=name, columns=["score", "other"])
+
+    assert [row["column.score"] for row in rows] == [*range(1000), None, None, None, 7, None, None]
+    assert fact.cleaned == {"column score": 4}
+    assert sum(fact.quarantined.values()) == damaged
+
+
+def test_parquet_nan_is_no_value_and_counts_as_nothing(tmp_path: Path) -> None:
+    write_records(tmp_path / "a.parquet", [{"text": "a", "x": 0.5}, {"text": "b", "x": float("nan")}, {"text": "c", "x": None}])
+
+    rows, (fact,) = taken(tmp_path, files="a.parquet", columns=["x"])
+
+    assert [row["column.x"] for row in rows] == [0.5, None, None]
+    assert fact.cleaned == {}
+
+
 def test_columns_that_drift_between_files_are_reconciled(tmp_path: Path) -> None:
     write_records(tmp_path / "1.parquet", [{"text": "a", "x": 1, "only": "here"}])
     write_records(tmp_path / "2.parquet", [{"text": "b", "x": 0.5, "id": 7}])
