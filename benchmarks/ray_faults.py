@@ -92,7 +92,7 @@ class Nodes:
         for path in Path("/proc").iterdir():
             try:
                 parent = int((path / "stat").read_text().rpartition(")")[2].split()[1]) if path.name.isdigit() else 0
-                if parent in raylets and (path / "cmdline").read_bytes().startswith(b"ray::_call"):
+                if parent in raylets and (path / "cmdline").read_bytes().startswith(b"ray::call"):
                     found.append(int(path.name))
             except (FileNotFoundError, ProcessLookupError):
                 continue

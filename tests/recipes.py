@@ -94,6 +94,28 @@ def write_tokenizer(folder: Path) -> Path:
     return folder
 
 
+def write_model(folder: Path) -> Path:
+    """An untrained Llama of two layers that knows 256 positions, with the tokenizer of `write_tokenizer`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(write_tokenizer(folder / "tokenizer") / "tokenizer.json"), eos_token="<|end|>")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return folder / "model"
+
+
 @dataclass
 class Planted:
     """What was written, by key: its text, source and score; whose copies and near-copies there are; which are short; and how many records cannot be used."""
@@ -274,6 +296,19 @@ def fells(mark: Path, raylet: int) -> int:
 def place(_: int) -> tuple[int, str]:
     """(this process, the GPUs it sees)."""
     return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+
+def keeps(mark: Path) -> Callable[[int], tuple[int, int, str]]:
+    """Makes a function that says (its argument's square, this process, the GPUs it sees), and leaves a mark of each making."""
+    (mark.parent / f"{mark.name}.{os.getpid()}").touch()
+    return lambda number: (number * number, os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+
+
+def never_makes(mark: Path) -> Callable[[], None]:
+    """Dies, and leaves a mark of it."""
+    (mark.parent / f"{mark.name}.{os.getpid()}").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+    return lambda: None
 
 
 def random_keys(seed: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
