@@ -15,6 +15,11 @@ from mixing.remote import filesystem
 
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "c0ffee-secret-of-the-test", "AWS_ACCESS_KEY_ID": "planted-key-id", "HF_TOKEN": "hf_planted_token"}
 STORE = 80_000_000
+HEALTH = {
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_initial_delay_ms": "1000",
+}  # five times: then it is dead
 TESTED = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]  # what the nodes run, and the tasks of `recipes`
 
 
@@ -40,7 +45,7 @@ def three_nodes() -> Iterator[Nodes]:
     from ray.cluster_utils import Cluster
 
     with served() as there, pytest.MonkeyPatch.context() as patch:
-        for name, value in {**SECRETS, **there, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(TESTED)}.items():
+        for name, value in {**SECRETS, **there, **HEALTH, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(TESTED)}.items():
             patch.setenv(name, value)
         filesystem.cache_clear()
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": STORE})

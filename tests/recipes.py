@@ -26,6 +26,7 @@ import zstandard
 from manifests import small_tokenizer
 
 from curation.build import Built, build
+from curation.engine.atomic_files import whole
 from curation.engine.local import Engine, Run
 from curation.recipe import load
 
@@ -290,6 +291,21 @@ def fells(mark: Path, raylet: int) -> int:
         time.sleep(120)
     while not mark.exists():
         time.sleep(0.05)
+    return os.getppid()
+
+
+def stalls(folder: Path, name: str, raylet: int) -> int:
+    """Writes a file whole, and gives its raylet. Under this one it stops that and itself before, leaves its number, and tells of its end when somebody has waked it."""
+    if os.getppid() == raylet:
+        (folder / "stalled").write_text(str(os.getpid()))
+        os.kill(raylet, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    while not (folder / "stalled").exists():
+        time.sleep(0.05)
+    with whole(folder / name) as temporary:
+        temporary.write_text(name * 1000)
+    if os.getppid() == raylet:
+        (folder / "late").touch()
     return os.getppid()
 
 

@@ -12,6 +12,11 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import active_children
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from queue import Queue
+from threading import Thread
 from typing import Any
 
 from curation.engine.local import Lost
@@ -134,6 +139,7 @@ class Vllm:
         except ImportError:
             remedy = "pip install 'tilth[vllm]', best in an environment of its own, or start its server and write backend: server"
             raise _missing("vllm", remedy) from None
+        others = set(active_children())
         try:
             with ending_together():
                 self._llm = vllm.LLM(
@@ -148,6 +154,8 @@ class Vllm:
                 )
         except (OSError, ValueError) as error:
             raise _not_loaded(model, error) from None
+        waiting = self._llm.llm_engine.engine_core.outputs_queue
+        Thread(target=_tell_of_death, args=(set(active_children()) - others, waiting), daemon=True).start()
         self._generation = generation
         self._enough = max(1, config.in_flight // 8)
         self._tokenizer = self._llm.get_tokenizer()
@@ -188,6 +196,14 @@ class Vllm:
         )
         self._llm.llm_engine.add_request(str(one.number), {"prompt_token_ids": ids}, sampling)
         return True
+
+
+def _tell_of_death(engine: set[BaseProcess], waiting: Queue[Any]) -> None:
+    """Of an engine that was killed: vLLM (0.32) would wait without end for what it has to say."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    wait([process.sentinel for process in engine])
+    waiting.put(EngineDeadError())
 
 
 def _read(output: Any) -> Answer:

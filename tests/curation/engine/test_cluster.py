@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
 from raylets import SECRETS, STORE, Nodes, has_ended, raylet_of
-from recipes import dies_until, fails_on, fells, parents, place, recipe, square, write_corpus, write_recipe
+from recipes import dies_until, fails_on, fells, parents, place, recipe, square, stalls, write_corpus, write_recipe
 from stores import upload
 
 from curation.build import build
@@ -83,6 +86,28 @@ def test_a_lost_node_costs_its_tasks_alone_and_its_workers_end_with_it(
         1 <= capfd.readouterr().err.count("look: a worker or a node was lost; trying its task once more") <= 2
     )  # one at work, one perhaps sent
     assert has_ended(int((tmp_path / "felled").read_text()))
+
+
+def test_a_node_that_is_given_up_and_comes_back_late_does_no_harm(nodes: Nodes, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    added = nodes.cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    raylet, names = raylet_of(added), list("abcdefgh")
+    with Cluster(nodes.address, 0, None, tmp_path) as engine:
+        found = engine.map(stalls, [(tmp_path, name, raylet) for name in names], "look")
+    late = int((tmp_path / "stalled").read_text())
+    assert not has_ended(late)
+    os.kill(late, signal.SIGCONT)
+    while not (tmp_path / "late").exists():  # the test's time limit is the only one
+        time.sleep(0.05)
+    os.kill(raylet, signal.SIGCONT)
+    while not has_ended(late):
+        time.sleep(0.05)
+    nodes.cluster.remove_node(added, allow_graceful=False)
+
+    assert raylet not in found
+    assert 1 <= capfd.readouterr().err.count("look: a worker or a node was lost; trying its task once more") <= 2
+    assert {path.name: path.read_text() for path in tmp_path.iterdir() if path.name not in ("stalled", "late")} == {
+        name: name * 1000 for name in names
+    }
 
 
 def test_tasks_with_a_model_run_in_one_process_a_gpu_that_keeps_it(nodes: Nodes, tmp_path: Path) -> None:
