@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,15 @@ from typing import Any
 import click
 
 STORE = 80_000_000
-BUILDS = {"worker": 2, "cut": 6}  # of a round
+PATIENCE = 0.3  # seconds that a task is waited for on the node that is to be cut off
+BUILDS = {"worker": 2, "cut": 5}  # of a round
 QUICK = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_initial_delay_ms": "1000",
-}  # five times
+    "RAY_grpc_client_keepalive_time_ms": "5000",
+    "RAY_grpc_client_keepalive_timeout_ms": "5000",
+}  # so that a node is given up after 15 s, and a connection to it after 10
 BUILD = """
 import json, sys, time
 from contextlib import contextmanager
@@ -129,7 +132,6 @@ class Apart:
             f"ip -n {self.name} route add default via {self.HOST}",
         ):
             subprocess.run(command.split(), check=True)
-        self.late_tasks = 0
         self._start()
 
     def _start(self) -> None:
@@ -137,6 +139,7 @@ class Apart:
         command = ["ip", "netns", "exec", self.name, sys.executable, *start.split()]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._until(alive=True)
+        self.raylet = next(one for one in self._of_its_own() if b"/raylet/raylet\0" in Path("/proc", str(one), "cmdline").read_bytes())
 
     def _until(self, *, alive: bool) -> None:
         """Returns when Ray counts it among the living, or no more."""
@@ -145,35 +148,48 @@ class Apart:
         ):
             time.sleep(0.1)
 
-    def _of_its_own(self) -> dict[int, bytes]:
-        """Its processes, and their command lines."""
-        found = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True).stdout.split()
-        lines = {}
-        for process in map(int, found):
-            with suppress(FileNotFoundError, ProcessLookupError):
-                lines[process] = Path("/proc", str(process), "cmdline").read_bytes()
-        return lines
+    def _of_its_own(self) -> list[int]:
+        return [int(one) for one in subprocess.check_output(["ip", "netns", "pids", self.name], text=True).split()]
 
     def _signal(self, processes: list[int], number: signal.Signals) -> None:
         for process in processes:
             with suppress(ProcessLookupError):
                 os.kill(process, number)
 
-    def cut(self) -> None:
+    def _stopped_at_work(self) -> list[int]:
+        """The workers that are at a task, stopped."""
+        found = []
+        for children in Path("/proc", str(self.raylet), "task").glob("*/children"):
+            for worker in map(int, children.read_text().split()):
+                line = Path("/proc", str(worker), "cmdline")
+                if line.read_bytes().startswith(b"ray::call"):
+                    os.kill(worker, signal.SIGSTOP)
+                    if line.read_bytes().startswith(b"ray::call"):
+                        found.append(worker)
+                    else:
+                        os.kill(worker, signal.SIGCONT)
+        return found
+
+    def cut(self, gone_on: Callable[[], bool]) -> bool:
+        """False if no task comes there in a while. The node is cut off until Ray has given it up and the build has gone on."""
+        until = time.monotonic() + PATIENCE
+        while not (working := self._stopped_at_work()):
+            if time.monotonic() > until:
+                return False
         subprocess.run(["ip", "link", "set", self.link, "down"], check=True)
-        working = [process for process, line in self._of_its_own().items() if line.startswith(b"ray::call")]
-        self._signal(working, signal.SIGSTOP)
         self._until(alive=False)
+        while not gone_on():
+            time.sleep(0.1)
         time.sleep(self.late)
         self._signal(working, signal.SIGCONT)
         time.sleep(self.late)
-        self.late_tasks += bool(working)
         subprocess.run(["ip", "link", "set", self.link, "up"], check=True)
         self._end()
         self._start()
+        return True
 
     def _end(self) -> None:
-        self._signal(list(self._of_its_own()), signal.SIGKILL)
+        self._signal(self._of_its_own(), signal.SIGKILL)
         self.process.kill()
         self.process.wait()
 
@@ -205,13 +221,18 @@ class Faults:
             seen = len(lines)
             time.sleep(0.01)
 
+    def _ended(self) -> int:
+        """The phases that have ended."""
+        return self.notes.read_text().count('["end"')
+
     def _fault(self, process: subprocess.Popen[bytes]) -> bool:
         if self.victim == "worker":
             return self.nodes.kill_worker(self.chance)
         if self.victim == "cut":
             assert self.nodes.apart is not None
-            self.nodes.apart.cut()
-        elif self.victim == "raylet":
+            phase = self._ended()
+            return self.nodes.apart.cut(lambda: self._ended() > phase or process.poll() is not None)
+        if self.victim == "raylet":
             self.nodes.kill_raylet(self.chance)
             self.nodes.restore()
         else:
@@ -336,7 +357,10 @@ def served(recipe: Path) -> Iterator[tuple[Path, Gate]]:
 @click.option("--store", is_flag=True, help="Cut the object store, too.")
 @click.option("--outage", default=30.0, show_default=True, help="Seconds.")
 @click.option(
-    "--late", default=5.0, show_default=True, help="Seconds that a node stays cut off after Ray has given it up, and again as many."
+    "--late",
+    default=5.0,
+    show_default=True,
+    help="Seconds that a node stays cut off after the build has gone on, and its late tasks have again as many.",
 )
 @click.option("--seed", default=0, show_default=True)
 def main(recipe: Path, each: int, kinds: str, store: bool, outage: float, late: float, seed: int) -> None:
@@ -370,7 +394,6 @@ def main(recipe: Path, each: int, kinds: str, store: bool, outage: float, late: 
         finally:
             if nodes.apart:
                 nodes.apart.close()
-                print(f"{nodes.apart.late_tasks} tasks ended after their node was given up")
             nodes.cluster.shutdown()
     for phase in dict.fromkeys(phase for found in counts.values() for phase in found):
         print(f"  {phase:<32} " + ", ".join(f"{found[phase]:>2} {kind}" for kind, found in counts.items()))

@@ -15,11 +15,13 @@ from mixing.remote import filesystem
 
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "c0ffee-secret-of-the-test", "AWS_ACCESS_KEY_ID": "planted-key-id", "HF_TOKEN": "hf_planted_token"}
 STORE = 80_000_000
-HEALTH = {
-    "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_period_ms": "1000",
+HEALTH = {  # a node that says nothing is dead after 15 s, a connection to it ends after 6
     "RAY_health_check_initial_delay_ms": "1000",
-}  # five times: then it is dead
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_grpc_client_keepalive_time_ms": "3000",
+    "RAY_grpc_client_keepalive_timeout_ms": "3000",
+}
 TESTED = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]  # what the nodes run, and the tasks of `recipes`
 
 

@@ -27,7 +27,7 @@ from manifests import small_tokenizer
 
 from curation.build import Built, build
 from curation.engine.atomic_files import whole
-from curation.engine.local import Engine, Run
+from curation.engine.local import Engine, Lost, Run
 from curation.recipe import load
 
 VOCABULARY = [
@@ -321,8 +321,11 @@ def keeps(mark: Path) -> Callable[[int], tuple[int, int, str]]:
 
 
 def never_makes(mark: Path) -> Callable[[], None]:
-    """Dies, and leaves a mark of it."""
+    """Dies, or says that it is as good as dead, and leaves a mark of it."""
+    before = len(list(mark.parent.glob(f"{mark.name}.*")))
     (mark.parent / f"{mark.name}.{os.getpid()}").touch()
+    if before % 2:
+        raise Lost("its model is gone")
     os.kill(os.getpid(), signal.SIGKILL)
     return lambda: None
 

@@ -28,6 +28,8 @@ from curation.engine.residents import TRIES, Residents
 from mixing import UserError
 
 NODES = 5  # that a task may lose
+SILENCE = {"RAY_grpc_client_keepalive_time_ms": "20000", "RAY_grpc_client_keepalive_timeout_ms": "20000"}
+"""After how long a connection that says nothing is tried out and given up: a node that is cut off ends none of its connections, and Ray would wait 7 minutes for a task there."""
 STORE = 100_000_000  # bytes of the object store of a cluster of this machine alone: what passes through it are names
 
 
@@ -172,6 +174,8 @@ class _Place:
 
 def _connected(address: str, processors: int) -> Any:
     """Ray, connected to the cluster at `address`. A cluster of this machine alone has so many processors, no dashboard, and sends nobody word of its use."""
+    for name, value in SILENCE.items():  # which Ray reads when it is imported
+        os.environ.setdefault(name, value)
     try:
         import ray
     except ModuleNotFoundError:
