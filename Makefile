@@ -51,7 +51,7 @@ test-browser: $(VENV)/.ready ## the report's page in headless Chromium (skipped 
 
 test-ray: $(VENV)/.ready ## builds on a real Ray cluster of three nodes on this machine (installs Ray, 270 MB; several minutes)
 	-@$(BIN)/python -c "import ray" 2>/dev/null || $(BIN)/python -m pip install --quiet -c constraints.txt "ray>=2.57"
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -rs tests/curation/engine/test_cluster.py
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -rs tests/curation/engine
 
 test-vllm: $(VLLM_VENV)/.ready ## synthesis with vLLM on a CPU, in an environment of its own under build/vllm (2.5 GB; several minutes)
 	PYTHONPATH=.:tests:tests/with_vllm $(VLLM_VENV)/bin/python -m pytest -q -s -o filterwarnings=default -W default tests/with_vllm

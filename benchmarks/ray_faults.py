@@ -1,10 +1,12 @@
-"""Kill a worker, a raylet or the process that hands out the tasks, in every phase of a build on a Ray cluster of three nodes; cut the object store; compare the digests.
+"""Kill a worker, a raylet or the process that hands out the tasks, in every phase of a build on a Ray cluster of three nodes; cut a node or the object store off; compare the digests.
 
     python benchmarks/ray_faults.py RECIPE --each 1 --store
+    python benchmarks/ray_faults.py RECIPE --kinds cut
 
 Three raylets on this machine, each a node of one processor. The build runs in a process of its own on the head node. A worker, or a raylet other than the head's, is killed with
 SIGKILL at a random instant of every phase of a build, and the build must end by itself: workers in every other phase of one, raylets as fast as others
-can be started in their place. The building process is killed in one phase after the other, each time resumed from what was left. With `--store` the
+can be started in their place. With `--kinds cut` (root, Linux, `ip`) a fourth node stands behind a link of its own: the link goes down while the node sees the same files as ever, and its workers
+are held up until Ray has declared the node dead and the build has gone on for a while; then they finish what they were at, `--late` seconds later the link comes up, and the node begins anew. The building process is killed in one phase after the other, each time resumed from what was left. With `--store` the
 sources are copied to an S3 API on loopback, and the way to it is cut for `--outage` seconds while they are read. Prints what was killed in every phase; exits 1 if any digest differs.
 """
 
@@ -23,7 +25,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,15 @@ from typing import Any
 import click
 
 STORE = 80_000_000
+PATIENCE = 0.3  # seconds that a task is waited for on the node that is to be cut off
+BUILDS = {"worker": 2, "cut": 5}  # of a round
+QUICK = {
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_grpc_client_keepalive_time_ms": "5000",
+    "RAY_grpc_client_keepalive_timeout_ms": "5000",
+}  # so that a node is given up after 15 s, and a connection to it after 10
 BUILD = """
 import json, sys, time
 from contextlib import contextmanager
@@ -70,6 +81,7 @@ class Nodes:
         )
         self.others = [self._added() for _ in range(2)]
         self.lost: list[Any] = []
+        self.apart: Apart | None = None
 
     def _added(self) -> Any:
         return self.cluster.add_node(num_cpus=1, object_store_memory=STORE)
@@ -92,13 +104,98 @@ class Nodes:
         for path in Path("/proc").iterdir():
             try:
                 parent = int((path / "stat").read_text().rpartition(")")[2].split()[1]) if path.name.isdigit() else 0
-                if parent in raylets and (path / "cmdline").read_bytes().startswith(b"ray::_call"):
+                if parent in raylets and (path / "cmdline").read_bytes().startswith(b"ray::call"):
                     found.append(int(path.name))
             except (FileNotFoundError, ProcessLookupError):
                 continue
         if found:
             os.kill(chance.choice(found), signal.SIGKILL)
         return bool(found)
+
+
+class Apart:
+    """A fourth node, in a network namespace of its own, whose link to the others can be cut. It shares their files."""
+
+    HOST, OWN = "10.77.6.1", "10.77.6.2"
+
+    def __init__(self, nodes: Nodes, late: float) -> None:
+        self.nodes, self.late = nodes, late
+        self.name, self.link = f"faults{os.getpid()}", f"f{os.getpid()}"
+        for command in (
+            f"ip netns add {self.name}",
+            f"ip link add {self.link} type veth peer name inner netns {self.name}",
+            f"ip addr add {self.HOST}/24 dev {self.link}",
+            f"ip link set {self.link} up",
+            f"ip -n {self.name} addr add {self.OWN}/24 dev inner",
+            f"ip -n {self.name} link set inner up",
+            f"ip -n {self.name} link set lo up",
+            f"ip -n {self.name} route add default via {self.HOST}",
+        ):
+            subprocess.run(command.split(), check=True)
+        self._start()
+
+    def _start(self) -> None:
+        start = f"-m ray.scripts.scripts start --address {self.nodes.cluster.address} --node-ip-address {self.OWN} --num-cpus 1 --object-store-memory {STORE} --block"
+        command = ["ip", "netns", "exec", self.name, sys.executable, *start.split()]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._until(alive=True)
+        self.raylet = next(one for one in self._of_its_own() if b"/raylet/raylet\0" in Path("/proc", str(one), "cmdline").read_bytes())
+
+    def _until(self, *, alive: bool) -> None:
+        """Returns when Ray counts it among the living, or no more."""
+        while alive != any(
+            node["Alive"] and node["NodeManagerAddress"] == self.OWN for node in self.nodes.cluster.global_state.node_table()
+        ):
+            time.sleep(0.1)
+
+    def _of_its_own(self) -> list[int]:
+        return [int(one) for one in subprocess.check_output(["ip", "netns", "pids", self.name], text=True).split()]
+
+    def _signal(self, processes: list[int], number: signal.Signals) -> None:
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    def _stopped_at_work(self) -> list[int]:
+        """The workers that are at a task, stopped."""
+        found = []
+        for children in Path("/proc", str(self.raylet), "task").glob("*/children"):
+            for worker in map(int, children.read_text().split()):
+                line = Path("/proc", str(worker), "cmdline")
+                if line.read_bytes().startswith(b"ray::call"):
+                    os.kill(worker, signal.SIGSTOP)
+                    if line.read_bytes().startswith(b"ray::call"):
+                        found.append(worker)
+                    else:
+                        os.kill(worker, signal.SIGCONT)
+        return found
+
+    def cut(self, gone_on: Callable[[], bool]) -> bool:
+        """False if no task comes there in a while. The node is cut off until Ray has given it up and the build has gone on."""
+        until = time.monotonic() + PATIENCE
+        while not (working := self._stopped_at_work()):
+            if time.monotonic() > until:
+                return False
+        subprocess.run(["ip", "link", "set", self.link, "down"], check=True)
+        self._until(alive=False)
+        while not gone_on():
+            time.sleep(0.1)
+        time.sleep(self.late)
+        self._signal(working, signal.SIGCONT)
+        time.sleep(self.late)
+        subprocess.run(["ip", "link", "set", self.link, "up"], check=True)
+        self._end()
+        self._start()
+        return True
+
+    def _end(self) -> None:
+        self._signal(self._of_its_own(), signal.SIGKILL)
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        self._end()
+        subprocess.run(["ip", "netns", "del", self.name], check=True)
 
 
 def _raylet(node: Any) -> int:
@@ -117,16 +214,24 @@ class Faults:
         while process.poll() is None:
             lines = self.notes.read_text().splitlines() if self.notes.exists() else []
             for event, label, _ in map(json.loads, lines[seen:]):
-                if event == "begin" and label in self.waits:
+                if event == "begin" and label in self.waits and ["end", label] not in [json.loads(line)[:2] for line in lines]:
                     time.sleep(self.waits.pop(label))
                     if self._fault(process):
                         self.done.append(label)
             seen = len(lines)
             time.sleep(0.01)
 
+    def _ended(self) -> int:
+        """The phases that have ended."""
+        return self.notes.read_text().count('["end"')
+
     def _fault(self, process: subprocess.Popen[bytes]) -> bool:
         if self.victim == "worker":
             return self.nodes.kill_worker(self.chance)
+        if self.victim == "cut":
+            assert self.nodes.apart is not None
+            phase = self._ended()
+            return self.nodes.apart.cut(lambda: self._ended() > phase or process.poll() is not None)
         if self.victim == "raylet":
             self.nodes.kill_raylet(self.chance)
             self.nodes.restore()
@@ -251,8 +356,14 @@ def served(recipe: Path) -> Iterator[tuple[Path, Gate]]:
 @click.option("--kinds", default="worker,raylet,driver", show_default=True, help="What is killed.")
 @click.option("--store", is_flag=True, help="Cut the object store, too.")
 @click.option("--outage", default=30.0, show_default=True, help="Seconds.")
+@click.option(
+    "--late",
+    default=5.0,
+    show_default=True,
+    help="Seconds that a node stays cut off after the build has gone on, and its late tasks have again as many.",
+)
 @click.option("--seed", default=0, show_default=True)
-def main(recipe: Path, each: int, kinds: str, store: bool, outage: float, seed: int) -> None:
+def main(recipe: Path, each: int, kinds: str, store: bool, outage: float, late: float, seed: int) -> None:
     chance = random.Random(seed)
     counts, differing = {kind: Counter[str]() for kind in kinds.split(",") if kind}, 0
     with tempfile.TemporaryDirectory() as name:
@@ -275,14 +386,18 @@ def main(recipe: Path, each: int, kinds: str, store: bool, outage: float, seed: 
                     differing += not same
                 finally:
                     nodes.cluster.shutdown()
+        os.environ |= QUICK if "cut" in counts else {}
         nodes = Nodes()
+        nodes.apart = Apart(nodes, late) if "cut" in counts else None
         try:
             differing += rounds(recipe.resolve(), scratch, nodes, counts, each, expected, chance)
         finally:
+            if nodes.apart:
+                nodes.apart.close()
             nodes.cluster.shutdown()
     for phase in dict.fromkeys(phase for found in counts.values() for phase in found):
         print(f"  {phase:<32} " + ", ".join(f"{found[phase]:>2} {kind}" for kind, found in counts.items()))
-    print(", ".join(f"{found.total()} {kind}" for kind, found in counts.items()) + f" killed; {differing} other digests")
+    print(", ".join(f"{found.total()} {kind}" for kind, found in counts.items()) + f" lost; {differing} other digests")
     sys.exit(differing > 0)
 
 
@@ -314,8 +429,8 @@ def rounds(
             else:
                 left = list(lengths)
                 for tried in range(12):
-                    labels = list(lengths)[tried::2] if kind == "worker" else left[:: max(1, len(left) // 8)]
-                    if not labels or (kind == "worker" and tried == 2):
+                    labels = list(lengths)[tried::2] if kind == "worker" else left[:: max(1, len(left) // (4 if kind == "cut" else 8))]
+                    if not labels or tried == BUILDS.get(kind, 12):
                         break
                     shutil.rmtree(folder, ignore_errors=True)
                     waits = {label: chance.uniform(0, 0.8 * lengths[label]) for label in labels}
@@ -326,7 +441,7 @@ def rounds(
                     differing += digest(folder) != expected
             same = digest(folder) == expected
             differing += not same
-            print(f"round {number + 1}: {kind} killed {found.total()} times, then {'the same' if same else 'ANOTHER'} digest", flush=True)
+            print(f"round {number + 1}: {kind} lost {found.total()} times, then {'the same' if same else 'ANOTHER'} digest", flush=True)
             shutil.rmtree(folder)
     return differing
 

@@ -26,7 +26,8 @@ import zstandard
 from manifests import small_tokenizer
 
 from curation.build import Built, build
-from curation.engine.local import Engine, Run
+from curation.engine.atomic_files import whole
+from curation.engine.local import Engine, Lost, Run
 from curation.recipe import load
 
 VOCABULARY = [
@@ -92,6 +93,28 @@ def write_tokenizer(folder: Path) -> Path:
     (folder / "tokenizer.json").write_bytes(small_tokenizer())
     (folder / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
     return folder
+
+
+def write_model(folder: Path) -> Path:
+    """An untrained Llama of two layers that knows 256 positions, with the tokenizer of `write_tokenizer`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(write_tokenizer(folder / "tokenizer") / "tokenizer.json"), eos_token="<|end|>")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return folder / "model"
 
 
 @dataclass
@@ -271,9 +294,40 @@ def fells(mark: Path, raylet: int) -> int:
     return os.getppid()
 
 
+def stalls(folder: Path, name: str, raylet: int) -> int:
+    """Writes a file whole, and gives its raylet. Under this one it stops that and itself before, leaves its number, and tells of its end when somebody has waked it."""
+    if os.getppid() == raylet:
+        (folder / "stalled").write_text(str(os.getpid()))
+        os.kill(raylet, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    while not (folder / "stalled").exists():
+        time.sleep(0.05)
+    with whole(folder / name) as temporary:
+        temporary.write_text(name * 1000)
+    if os.getppid() == raylet:
+        (folder / "late").touch()
+    return os.getppid()
+
+
 def place(_: int) -> tuple[int, str]:
     """(this process, the GPUs it sees)."""
     return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+
+def keeps(mark: Path) -> Callable[[int], tuple[int, int, str]]:
+    """Makes a function that says (its argument's square, this process, the GPUs it sees), and leaves a mark of each making."""
+    (mark.parent / f"{mark.name}.{os.getpid()}").touch()
+    return lambda number: (number * number, os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+
+
+def never_makes(mark: Path) -> Callable[[], None]:
+    """Dies, or says that it is as good as dead, and leaves a mark of it."""
+    before = len(list(mark.parent.glob(f"{mark.name}.*")))
+    (mark.parent / f"{mark.name}.{os.getpid()}").touch()
+    if before % 2:
+        raise Lost("its model is gone")
+    os.kill(os.getpid(), signal.SIGKILL)
+    return lambda: None
 
 
 def random_keys(seed: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

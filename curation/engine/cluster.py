@@ -1,8 +1,8 @@
-"""Runs the same tasks on a Ray cluster: functions over shards as Ray Core tasks, those that have a model on a GPU as actors, one a GPU.
+"""Runs the same tasks on a Ray cluster: functions over shards as Ray Core tasks, those that have a model on a GPU as actors, one a GPU. What asks a model all the time talks to processes
+that have one (`residents`).
 
 What a task is given and returns are names of files, so nothing of a corpus passes through the process that hands out the tasks, or through Ray's object store. The work directory, the
-sources named by paths and the models must lie where every node finds them under the same name; a node that sees another work directory, or has another version of this
-program, is refused by name before it computes anything.
+sources named by paths and the models must lie where every node finds them under the same name (see `nodes`).
 
 A task whose node is lost is given to another one. A task whose worker dies, while the node stays, is tried once more; one that kills its worker again ends the build and is named, as on
 one machine. A worker ends with its node's raylet, so that nothing it does comes after what is done in its stead. What a build leaves when its own process or the
@@ -13,31 +13,24 @@ Credentials are those of the environment in which each node was started. Nothing
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
-import socket
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
-from curation.engine.local import ONE_THREAD, Engine, Result, default_workers, settle_in, task_name
+from curation.engine.local import ONE_THREAD, Engine, Result, default_workers, task_name
+from curation.engine.nodes import Ground, call, cause, program
+from curation.engine.residents import TRIES, Residents
 from mixing import UserError
 
-TRIES = 2  # of a task whose worker dies
 NODES = 5  # that a task may lose
+SILENCE = {"RAY_grpc_client_keepalive_time_ms": "20000", "RAY_grpc_client_keepalive_timeout_ms": "20000"}
+"""After how long a connection that says nothing is tried out and given up: a node that is cut off ends none of its connections, and Ray would wait 7 minutes for a task there."""
 STORE = 100_000_000  # bytes of the object store of a cluster of this machine alone: what passes through it are names
-
-
-class Ground(NamedTuple):
-    """What a node must have in common with the process that hands out the tasks: a file in the work directory, and this program."""
-
-    file: str
-    program: str
 
 
 class Cluster(Engine):
@@ -46,7 +39,7 @@ class Cluster(Engine):
     def __init__(self, address: str, workers: int, memory: float | None, work: Path) -> None:
         self._ray = _connected(address, workers or default_workers())
         super().__init__(workers or int(self._ray.cluster_resources().get("CPU", 1)), memory)
-        self._call = self._ray.remote(num_cpus=1, max_retries=0)(_call)
+        self._call = self._ray.remote(num_cpus=1, max_retries=0)(call)
         self._mark = work.resolve() / f".cluster-{secrets.token_hex(4)}"
 
     def __enter__(self) -> Cluster:
@@ -66,6 +59,9 @@ class Cluster(Engine):
         """The GPUs of the cluster; the process that hands out the tasks may have none. Without any, what it says of itself."""
         return self._gpus() or processes()
 
+    def residents(self, make: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...], gpus: int) -> Residents:
+        return Residents(self._ray, self._ground, make, arguments, gpus, self.journal.phase)
+
     def _gpus(self) -> int:
         return int(self._ray.cluster_resources().get("GPU", 0))
 
@@ -84,8 +80,8 @@ class Cluster(Engine):
     def apart(self, function: Callable[..., Result], task: tuple[Any, ...], label: str) -> Result:
         """As `Engine.apart`, on any node."""
         with self.phase(label):
-            call = self._ray.remote(num_cpus=1, max_retries=0, max_calls=1)(_call)
-            return next(self._ended(_Tasks(call, self._ground, 1), function, [task], label))[1]
+            once = self._ray.remote(num_cpus=1, max_retries=0, max_calls=1)(call)
+            return next(self._ended(_Tasks(once, self._ground, 1), function, [task], label))[1]
 
     def _ended(
         self, places: _Tasks | _Actors, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], label: str
@@ -103,7 +99,7 @@ class Cluster(Engine):
             try:
                 result = self._ray.get(ended)
             except errors.RayTaskError as error:
-                raise _cause(error, errors) from None
+                raise cause(error, errors) from None
             except (errors.WorkerCrashedError, errors.OutOfMemoryError):
                 workers[index] += 1
             except (errors.NodeDiedError, errors.ObjectLostError, errors.RayActorError):
@@ -120,15 +116,6 @@ class Cluster(Engine):
                 )
             print(f"{label}: a worker or a node was lost; trying its task once more", file=sys.stderr)
             waiting.append(index)
-
-
-def _cause(error: Any, errors: Any) -> BaseException:
-    """What a task raised; that a node could not even begin it is the user's to mend."""
-    if isinstance(error.cause, errors.RayError):
-        reason = (str(error.cause).strip() or type(error.cause).__name__).splitlines()[0]
-        return UserError(f"--engine ray: a node cannot run a task: {reason}; install the same version of this program on all nodes")
-    cause: BaseException = error.cause
-    return cause
 
 
 class _Tasks:
@@ -188,40 +175,13 @@ class _Place:
     """What an actor is: a process."""
 
     def run(self, ground: Ground, function: Callable[..., Any], task: tuple[Any, ...]) -> Any:
-        return _call(ground, function, task)
-
-
-def _call(ground: Ground, function: Callable[..., Any], task: tuple[Any, ...]) -> Any:
-    """One task on a node that has what it needs."""
-    _stand_on(ground)
-    return function(*task)
-
-
-@lru_cache(maxsize=1)
-def _stand_on(ground: Ground) -> None:
-    """Refuses a node that has other files or another program; once a worker."""
-    settle_in()
-    node = socket.gethostname()
-    if ground.program != program():
-        raise UserError(f"--engine ray: the node {node} has another version of this program; install the same one on all nodes")
-    if not Path(ground.file).exists():
-        raise UserError(
-            f"--work {Path(ground.file).parent}: the node {node} sees no such folder, or another one; accepted: a folder on a file system that all nodes share, under one name"
-        )
-
-
-@lru_cache(maxsize=1)
-def program() -> str:
-    """A digest of this program's modules."""
-    root = Path(__file__).parents[2]
-    found = hashlib.sha256()
-    for path in sorted(path for package in ("curation", "mixing") for path in (root / package).rglob("*.py")):
-        found.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
-    return found.hexdigest()
+        return call(ground, function, task)
 
 
 def _connected(address: str, processors: int) -> Any:
     """Ray, connected to the cluster at `address`. A cluster of this machine alone has so many processors, no dashboard, and sends nobody word of its use."""
+    for name, value in SILENCE.items():  # which Ray reads when it is imported
+        os.environ.setdefault(name, value)
     try:
         import ray
     except ModuleNotFoundError:

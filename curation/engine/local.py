@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from curation.engine.journal import Journal
 from curation.engine.memory import Memory
@@ -44,6 +44,31 @@ class Run:
     roots: dict[str, str] = field(default_factory=dict)
     memory: float | None = None  # GB, of all processes together
     ray: str | None = None  # the address of a Ray cluster, `local` for one of this machine alone; None: processes of this machine
+
+
+class News(NamedTuple):
+    """What one of several processes has done: ended a call with a result (None: it is there and waits for the first), or died."""
+
+    number: int
+    result: Any = None
+    is_lost: bool = False
+
+
+class Lost(UserError):
+    """Raised by a function that can answer nothing more: its process counts as dead."""
+
+
+class Residents(Protocol):
+    """Processes elsewhere, each with a function that it has made once and keeps, with a model for example. Everyone has a number that no other has had; `wait` tells of new ones."""
+
+    def send(self, number: int, *arguments: Any) -> None:
+        """Begins a call of the function of a process, which has none under way."""
+
+    def wait(self) -> News:
+        """The next thing that happens."""
+
+    def close(self) -> None:
+        """Ends them all."""
 
 
 class Engine:
@@ -83,6 +108,10 @@ class Engine:
     def places(self, processes: Callable[[], int | None]) -> int | None:
         """How many processes may each have a model of which one fills a GPU; None for all, without GPUs. `processes` says it of this machine."""
         return processes()
+
+    def residents(self, make: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...], gpus: int) -> Residents | None:
+        """Processes that each keep the function `make(*arguments)`, one for every `gpus` GPUs; None: this process shall keep it. `make` is a module-level function."""
+        return None
 
     def map(
         self, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], label: str, at_most: int | None = None

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from curation.engine.orphans import ending_together
 from mixing import UserError
 
 if TYPE_CHECKING:
@@ -137,14 +138,15 @@ class Vllm:
             raise UserError(
                 "causal_lm.engine: vllm is not installed here; pip install 'tilth[vllm]', best in an environment of its own, or leave the key out"
             ) from None
-        self._llm = vllm.LLM(
-            model=folder,
-            dtype="bfloat16" if torch.cuda.is_available() else "float32",
-            max_model_len=context + 1,
-            enable_prefix_caching=False,
-            enforce_eager=not torch.cuda.is_available(),
-            disable_log_stats=True,
-        )
+        with ending_together():
+            self._llm = vllm.LLM(
+                model=folder,
+                dtype="bfloat16" if torch.cuda.is_available() else "float32",
+                max_model_len=context + 1,
+                enable_prefix_caching=False,
+                enforce_eager=not torch.cuda.is_available(),
+                disable_log_stats=True,
+            )
 
     def losses(self, windows: Windows) -> Losses:
         import numpy as np

@@ -1,7 +1,7 @@
 """What is to be asked, what has been answered, and what is asked again: the same for every back end.
 
-A back end takes requests from a `Desk` with `next`, as many as it likes to have under way, and gives every answer to `settle`, in any order; `settle` writes it down at once and may return the
-request to send next in its place. An answer that cannot be used is asked for again with another seed, up to the attempts of the recipe; what the store has is never asked at all.
+A back end takes requests from a `Desk` with `next`, as many as it likes to have under way, and gives every answer to `settle`, in any order, which writes it down at once. An answer that cannot be
+used is asked for again with another seed, up to the attempts of the recipe: `next` gives that request first. What the store has is never asked at all.
 """
 
 from __future__ import annotations
@@ -49,6 +49,15 @@ class Request(NamedTuple):
     @property
     def schema(self) -> dict[str, Any] | None:
         return self.job.template.front.schema_
+
+
+class Asked(NamedTuple):
+    """A request as a model sees it, by a number to know its answer by. It is small and may travel, which a request may not: that has the store."""
+
+    number: int
+    prompt: Prompt
+    schema: dict[str, Any] | None
+    seed: int
 
 
 class Settled(NamedTuple):
@@ -112,7 +121,7 @@ class Desk:
         first = self.next()
         if first is None:
             return
-        self._waiting.append(first)
+        self.again(first)
         answering = backend()
         self._began = time.monotonic()
         answering.run(self, generation)
@@ -128,8 +137,8 @@ class Desk:
             self._count(job, found.parsed)
         return None
 
-    def settle(self, request: Request, answer: Answer) -> Request | None:
-        """Stores an answer; the same job's next attempt if it cannot be used and another is allowed."""
+    def settle(self, request: Request, answer: Answer) -> None:
+        """Stores an answer. If it cannot be used and another attempt is allowed, that waits."""
         job = request.job
         job.store.add(job.key, request.attempt, answer)
         self.sent += 1
@@ -138,9 +147,13 @@ class Desk:
         self.usable += parsed.reason is None
         self._show(self.goal(), self.told())
         if parsed.reason is not None and answer.fault is None and request.attempt + 1 < self._attempts:
-            return Request(job, request.attempt + 1)
-        self._count(job, parsed)
-        return None
+            self.again(Request(job, request.attempt + 1))
+        else:
+            self._count(job, parsed)
+
+    def again(self, request: Request) -> None:
+        """Has a request sent once more, before any other."""
+        self._waiting.append(request)
 
     def _count(self, job: Job, parsed: Parsed) -> None:
         if parsed.reason is None:
@@ -151,3 +164,34 @@ class Desk:
         seconds = max(time.monotonic() - self._began, 0.001)
         faults = "".join(f", {count:,} {name}" for name, count in self.faults.most_common(2))
         return f"{self.sent:,} asked, {self.usable / max(self.sent, 1):.0%} usable, {self.tokens / seconds:,.0f} tokens/s{faults}"
+
+
+class UnderWay:
+    """The requests of a desk that one model has, at most so many at a time."""
+
+    def __init__(self, desk: Desk, most: int) -> None:
+        self._desk, self._most = desk, most
+        self._requests = dict[int, Request]()
+        self._begun = 0
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def taken(self) -> list[Asked]:
+        """What is to be sent now, so that it has as many as it may."""
+        new: list[Asked] = []
+        while len(self) < self._most and (request := self._desk.next()) is not None:
+            new.append(Asked(self._begun, request.job.prompt, request.schema, request.seed))
+            self._requests[self._begun] = request
+            self._begun += 1
+        return new
+
+    def settle(self, answers: list[tuple[int, Answer]]) -> None:
+        for number, answer in answers:
+            self._desk.settle(self._requests.pop(number), answer)
+
+    def lose(self) -> None:
+        """The model is gone: what it has not answered goes back to the desk."""
+        for request in self._requests.values():
+            self._desk.again(request)
+        self._requests.clear()

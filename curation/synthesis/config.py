@@ -25,20 +25,20 @@ class Server(BaseModel):
 
 
 class Vllm(BaseModel):
-    """vLLM in the process of the build (the extra `vllm`)."""
+    """vLLM in the process of the build, on a cluster in one for every `tensor_parallel` GPUs (the extra `vllm`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["vllm"] = "vllm"
-    tensor_parallel: int = Field(1, ge=1, description="devices that share the model")
+    tensor_parallel: int = Field(1, ge=1, description="devices that share the model, all of one machine")
     dtype: str = "auto"
-    in_flight: int = Field(1024, ge=1, description="requests in vLLM's queue at a time")
+    in_flight: int = Field(1024, ge=1, description="requests in vLLM's queue at a time, in that of each process on a cluster")
     context: int | None = Field(None, ge=1, description="tokens of prompt and answer together; the model's own length if not given")
     eager: bool = Field(False, description="start without compiling: quick to begin, slower to run")
 
 
 class Transformers(BaseModel):
-    """`transformers.generate` in the process of the build: for small jobs."""
+    """`transformers.generate` in the process of the build, on a cluster in one a GPU: for small jobs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

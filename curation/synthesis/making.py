@@ -38,7 +38,6 @@ from curation.synthesis.store import Store
 from curation.synthesis.template import Template, defused
 from curation.text.tokenizer import Encoder
 from mixing.canonical import canonical_json
-from mixing.progress import Progress
 
 
 class Made(NamedTuple):
@@ -99,7 +98,7 @@ def synthesize(synthesis: Synthesis, shards: Sequence[Shard], state: State, seed
     parents = find_parents(shards, synthesis.config.from_, by, values, seed, state, engine, f"choose parents of {synthesis.name}")
     with engine.phase(label), ExitStack() as opened:
         maker = _Maker(synthesis, shards, parents, state, seed, opened)
-        told = maker.ask(engine.progress)
+        told = maker.ask(engine)
         source, rows, counts = maker.write()
     return Made(source, rows, {"parents": len(parents), **counts.told(), **told}, maker.shortage(counts))
 
@@ -129,18 +128,20 @@ class _Maker:
 
     # --- asking
 
-    def ask(self, progress: Progress) -> dict[str, Any]:
+    def ask(self, engine: Engine) -> dict[str, Any]:
         """Has everything answered that the documents need, the judge's part too; what this build had to send for it."""
-        desk = Desk(self._config, progress.reach)
+        desk = Desk(self._config, engine.progress.reach)
         total = sum(self._targets) if math.isfinite(sum(self._targets)) else None
         begun = Counter[int]()
         desk.goal = lambda: sum(desk.documents.values()) / total if total else begun[0] / max(len(self._parents), 1)
-        desk.ask((one.job for one in self._in_turn(desk, begun)), lambda: backend(self._config, self._synthesis.model), self._config)
+        desk.ask(
+            (one.job for one in self._in_turn(desk, begun)), lambda: backend(self._config, self._synthesis.model, engine), self._config
+        )
         told = {"sent": desk.sent, "faults": dict(sorted(desk.faults.items()))}
         if self._judging is not None:
             _, model, generation = self._judging
-            judge = Desk(generation, lambda share, told: progress.reach(share, f"judging: {told}"))
-            judge.ask((self._judged(one) for one in self._documents(Yield())), lambda: backend(generation, model), generation)
+            judge = Desk(generation, lambda share, told: engine.progress.reach(share, f"judging: {told}"))
+            judge.ask((self._judged(one) for one in self._documents(Yield())), lambda: backend(generation, model, engine), generation)
             told |= {"judged": judge.sent}
         return told
 
@@ -282,14 +283,16 @@ def targets(documents: int | None, shares: dict[str, float] | None, groups: Sequ
     return [float(one) for one in whole]
 
 
-def backend(generation: Generation, model: Model) -> Backend:
+def backend(generation: Generation, model: Model, engine: Engine) -> Backend:
     """What answers, ready to; a model is loaded here and not before."""
-    from curation.synthesis import local, server
+    from curation.synthesis import local, server, spread
 
     config = generation.backend
     if isinstance(config, Server):
         return server.Server(config, model.location)
-    revision = generation.revision
-    return (
-        local.Vllm(config, model.location, revision) if isinstance(config, Vllm) else local.Transformers(config, model.location, revision)
-    )
+    gpus = config.tensor_parallel if isinstance(config, Vllm) else int(config.device != "cpu")
+    in_flight = config.in_flight if isinstance(config, Vllm) else config.batch
+    residents = engine.residents(local.exchange, (generation, model.location), gpus)
+    if residents is None:
+        return spread.Here(local.exchange(generation, model.location), in_flight)
+    return spread.Spread(residents, in_flight)

@@ -162,4 +162,4 @@ def _model(where: str, source: str, generation: Generation, folder: Path, run: R
         return Model(name, generation.revision, name)
     files = sorted(one.relative_to(path).as_posix() for one in path.rglob("*") if one.is_file())
     inputs = hash_files(path, files, digests, engine, "hash the model")
-    return Model(path.name, key_of([[one.path, one.digest] for one in inputs]), str(path))
+    return Model(path.name, key_of([[one.path, one.digest] for one in inputs]), str(path.absolute()))

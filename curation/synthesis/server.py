@@ -90,9 +90,8 @@ class Server:
                 workers.create_task(self._work(session, desk, generation))
 
     async def _work(self, session: Any, desk: Desk, generation: Generation) -> None:
-        follow: Request | None = None
-        while (request := follow or desk.next()) is not None:
-            follow = desk.settle(request, await self._answer(session, request, desk, generation))
+        while (request := desk.next()) is not None:
+            desk.settle(request, await self._answer(session, request, desk, generation))
 
     async def _answer(self, session: Any, request: Request, desk: Desk, generation: Generation) -> Answer:
         """The answer, however long the server is away; a fault once it is known to be the request's own."""

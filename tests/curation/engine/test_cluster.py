@@ -3,58 +3,27 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
-from collections.abc import Iterator
+import time
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
-from recipes import dies_until, fails_on, fells, parents, place, recipe, square, write_corpus, write_recipe
-from stores import connected, served, upload
+from raylets import SECRETS, STORE, Nodes, has_ended, raylet_of
+from recipes import dies_until, fails_on, fells, parents, place, recipe, square, stalls, write_corpus, write_recipe
+from stores import upload
 
 from curation.build import build
-from curation.engine.cluster import Cluster, Ground, _call, program
+from curation.engine.cluster import Cluster
 from curation.engine.local import Run
+from curation.engine.nodes import Ground, call, program
 from curation.recipe import load
 from mixing import UserError
 from mixing.manifest import Manifest
-from mixing.remote import filesystem
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: nothing of `--engine ray` is tested; install tilth[ray]")
-cluster_utils = pytest.importorskip("ray.cluster_utils")
+pytest.importorskip("ray", reason="Ray is not installed: nothing of `--engine ray` is tested; install tilth[ray]")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
-SECRETS = {"AWS_SECRET_ACCESS_KEY": "c0ffee-secret-of-the-test", "AWS_ACCESS_KEY_ID": "planted-key-id", "HF_TOKEN": "hf_planted_token"}
-STORE = 80_000_000
-TESTED = [str(Path(__file__).parents[3]), str(Path(__file__).parents[2])]  # what the nodes run, and the tasks of `recipes`
-
-
-class Nodes(NamedTuple):
-    """Three nodes of one processor each, two of which say that they have a GPU; `store` is an S3 API that all of them reach."""
-
-    address: str
-    cluster: Any
-    store: Any
-    session: Path
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
-    with served() as there, pytest.MonkeyPatch.context() as patch:
-        for name, value in {**SECRETS, **there, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(TESTED)}.items():
-            patch.setenv(name, value)
-        filesystem.cache_clear()
-        cluster = cluster_utils.Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": STORE}
-        )
-        for _ in range(2):
-            cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=STORE)
-        try:
-            yield Nodes(cluster.address, cluster, connected(there), Path(cluster.head_node.get_session_dir_path()))
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
-            filesystem.cache_clear()
 
 
 def test_digests_on_three_nodes_from_files_and_from_s3_are_the_local_one_and_no_secret_is_written(nodes: Nodes, tmp_path: Path) -> None:
@@ -107,7 +76,7 @@ def test_a_lost_node_costs_its_tasks_alone_and_its_workers_end_with_it(
     nodes: Nodes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     added = nodes.cluster.add_node(num_cpus=1, object_store_memory=STORE)
-    raylet = added.all_processes["raylet"][0].process.pid
+    raylet = raylet_of(added)
     with Cluster(nodes.address, 0, None, tmp_path) as engine:
         found = engine.map(fells, [(tmp_path / "felled", raylet)] * 8, "look")
     nodes.cluster.remove_node(added, allow_graceful=False)
@@ -116,8 +85,29 @@ def test_a_lost_node_costs_its_tasks_alone_and_its_workers_end_with_it(
     assert (
         1 <= capfd.readouterr().err.count("look: a worker or a node was lost; trying its task once more") <= 2
     )  # one at work, one perhaps sent
-    process = Path("/proc", (tmp_path / "felled").read_text(), "stat")
-    assert not process.exists() or process.read_text().rpartition(")")[2].split()[0] == "Z"  # ended, if nobody has asked how
+    assert has_ended(int((tmp_path / "felled").read_text()))
+
+
+def test_a_node_that_is_given_up_and_comes_back_late_does_no_harm(nodes: Nodes, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    added = nodes.cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    raylet, names = raylet_of(added), list("abcdefgh")
+    with Cluster(nodes.address, 0, None, tmp_path) as engine:
+        found = engine.map(stalls, [(tmp_path, name, raylet) for name in names], "look")
+    late = int((tmp_path / "stalled").read_text())
+    assert not has_ended(late)
+    os.kill(late, signal.SIGCONT)
+    while not (tmp_path / "late").exists():  # the test's time limit is the only one
+        time.sleep(0.05)
+    os.kill(raylet, signal.SIGCONT)
+    while not has_ended(late):
+        time.sleep(0.05)
+    nodes.cluster.remove_node(added, allow_graceful=False)
+
+    assert raylet not in found
+    assert 1 <= capfd.readouterr().err.count("look: a worker or a node was lost; trying its task once more") <= 2
+    assert {path.name: path.read_text() for path in tmp_path.iterdir() if path.name not in ("stalled", "late")} == {
+        name: name * 1000 for name in names
+    }
 
 
 def test_tasks_with_a_model_run_in_one_process_a_gpu_that_keeps_it(nodes: Nodes, tmp_path: Path) -> None:
@@ -135,11 +125,11 @@ def test_tasks_with_a_model_run_in_one_process_a_gpu_that_keeps_it(nodes: Nodes,
 
 def test_a_node_with_other_files_or_another_program_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^--work {tmp_path}: the node {socket.gethostname()} sees no such folder"):
-        _call(Ground(str(tmp_path / ".cluster-1"), program()), square, (2,))
+        call(Ground(str(tmp_path / ".cluster-1"), program()), square, (2,))
     (tmp_path / ".cluster-2").touch()
     with pytest.raises(UserError, match=r"^--engine ray: the node \S+ has another version of this program"):
-        _call(Ground(str(tmp_path / ".cluster-2"), "0"), square, (2,))
-    assert _call(Ground(str(tmp_path / ".cluster-2"), program()), square, (2,)) == 4
+        call(Ground(str(tmp_path / ".cluster-2"), "0"), square, (2,))
+    assert call(Ground(str(tmp_path / ".cluster-2"), program()), square, (2,)) == 4
 
 
 def test_an_address_of_a_client_or_of_nobody_is_refused(tmp_path: Path) -> None:

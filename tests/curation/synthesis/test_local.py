@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from recipes import text_of, write_tokenizer
+from recipes import text_of, write_model
 
 from curation.engine.work_directory import Work
 from curation.synthesis.asking import Desk, Job, prompt_key, settled
-from curation.synthesis.config import Generation, Transformers
+from curation.synthesis.config import Generation
+from curation.synthesis.local import exchange
+from curation.synthesis.spread import Here
 from curation.synthesis.store import Store
 from curation.synthesis.template import Template, load
 
@@ -19,26 +21,7 @@ PASSAGES = [text_of(number, 10 + 3 * number) for number in range(7)]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained Llama of two layers that knows 256 positions."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(write_tokenizer(folder / "tokenizer") / "tokenizer.json"), eos_token="<|end|>")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    return folder / "model"
+    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -49,15 +32,14 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def answers(template: Template, store: Store, model: Path, *, batch: int, loaded: list[int] | None = None) -> list[tuple[str, str | None]]:
     """(text, fault) of every passage's only answer."""
-    from curation.synthesis import local
-
-    settings = Generation.model_validate({"model": "m", "temperature": 0, "max_tokens": 12})
+    backend = {"kind": "transformers", "batch": batch, "dtype": "float32", "device": "cpu"}
+    settings = Generation.model_validate({"model": "m", "temperature": 0, "max_tokens": 12, "backend": backend})
     jobs = [Job(prompt_key(prompt, 0), prompt, template, store) for prompt in (template.messages(one) for one in PASSAGES)]
 
-    def opened() -> local.Transformers:
+    def opened() -> Here:
         if loaded is not None:
             loaded.append(1)
-        return local.Transformers(Transformers.model_validate({"batch": batch, "dtype": "float32", "device": "cpu"}), str(model), None)
+        return Here(exchange(settings, str(model)), batch)
 
     Desk(settings).ask(iter(jobs), opened, settings)
     found = [store.find(job.key, 0) for job in jobs]
