@@ -21,6 +21,7 @@ from experiments.rig.running import ROOT, digest
 
 EXAM_LOSS = "loss/exam-v1/"
 FOLDER = ROOT / "experiments" / "results"
+MACHINE = ("commit", "date", "hardware", "python")  # what a file says of each domain's runs
 
 
 class Result(NamedTuple):
@@ -109,22 +110,26 @@ def story(claim: str, folder: Path = FOLDER) -> str:
     """On what the claim's results were made, in a line."""
     about = json.loads((folder / f"{claim}.json").read_text(encoding="utf-8"))
     exams = ", ".join(f"{name.replace('_', ' ')} `{value[:12]}`" for name, value in about.items() if name.startswith("exam_"))
-    return f"commit {about['commit']}, {about['date']}, {about['hardware']}, scale {about['scale']['name']}; {exams}"
+    made: dict[str, list[str]] = {}
+    for domain, one in sorted(about["made"].items(), key=lambda item: item[0] != "medical"):
+        made.setdefault(f"commit {one['commit']}, {one['date']}, {one['hardware']}", []).append(domain)
+    of = [f"{', '.join(domains)}: {where}" if len(made) > 1 else where for where, domains in made.items()]
+    return f"{'; '.join(of)}; scale {about['scale']['name']}; {exams}"
 
 
 def save(claim: str, found: Sequence[Result], about: dict[str, Any], folder: Path = FOLDER) -> None:
-    """Adds rows to the claim's file; an arm, domain and seed that is there is replaced."""
+    """Adds rows to the claim's file; an arm, domain and seed that is there is replaced. `about` has `MACHINE`, the scale and the exams' digests."""
     new = {(row.arm, row.place): row for row in found}
     kept = {(row.arm, row.place): row for row in load(claim, folder).rows} | new
     rows = [row._asdict() | {"curve": [{"tokens": tokens, "loss": rounded(loss)} for tokens, loss in row.curve]} for row in kept.values()]
     file = folder / f"{claim}.json"
-    before = (
-        {name: value for name, value in json.loads(file.read_text(encoding="utf-8")).items() if name.startswith("exam_")}
-        if file.exists()
-        else {}
-    )
+    before: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    exams = {name: value for name, value in before.items() if name.startswith("exam_")}
+    now = {name: about[name] for name in MACHINE if name in about}
+    made = before.get("made", {}) | {row.domain: now for row in found}
+    rest = {name: value for name, value in about.items() if name not in MACHINE}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{claim}.json").write_text(json.dumps({"claim": claim, **before, **about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    file.write_text(json.dumps({"claim": claim, **exams, **rest, "made": made, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 def rounded(losses: dict[str, float]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from experiments import flagship, interleaved, replay, soup, stability_gap
 from experiments.__main__ import main
 from experiments.rig import pages
 from experiments.rig.judging import FAILS, HOLDS
-from experiments.rig.results import Result, Results, load, save
+from experiments.rig.results import Result, Results, load, save, story
 
 ABOUT = {"commit": "abc", "date": "2026-01-01", "hardware": "2 x test", "scale": {"name": "small"}, "exam_medical": "f" * 64}
 
@@ -39,6 +39,17 @@ def test_saved_results_read_back_and_an_arm_run_again_replaces_itself(tmp_path: 
     assert found.rows[1].domain_loss() == pytest.approx(4.2)
     assert found.rows[1].guard_loss(0) == 5.0
     assert load("subset", tmp_path).rows == []
+
+
+def test_every_domain_says_what_it_was_run_on(tmp_path: Path) -> None:
+    save("replay", [made("replay-00", 11, (6.0, 5.0), (4.0, 5.5))], ABOUT, tmp_path)
+    alone = story("replay", tmp_path)
+    save("replay", [made("replay-00", 11, (6.0, 5.0), (4.0, 5.5), domain="math")], {**ABOUT, "commit": "def"}, tmp_path)
+
+    assert alone == "commit abc, 2026-01-01, 2 x test; scale small; exam medical `ffffffffffff`"
+    assert story("replay", tmp_path) == (
+        "medical: commit abc, 2026-01-01, 2 x test; math: commit def, 2026-01-01, 2 x test; scale small; exam medical `ffffffffffff`"
+    )
 
 
 def test_effects_are_paired_by_domain_and_seed() -> None:
