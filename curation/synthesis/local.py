@@ -179,7 +179,7 @@ class Vllm:
                     break
         except EngineDeadError:
             raise Lost(
-                f"synthesize.backend: vLLM's engine on {socket.gethostname()} died (killed, or out of memory); what was answered is kept: run it again"
+                f"synthesize.backend: vLLM's engine on {socket.gethostname()} died (killed, out of memory, or of an error that stands on stderr); what was answered is kept: run it again"
             ) from None
         return done
 
