@@ -58,7 +58,8 @@ def _missing(package: str, remedy: str) -> UserError:
 
 
 def _not_loaded(model: str, error: Exception) -> UserError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    reason = lines["validation error" in lines[0] and len(lines) > 1].strip()  # pydantic's first line counts them
     return UserError(
         f"synthesize.model: {model} cannot be loaded on {socket.gethostname()}: {reason}; accepted: a folder that transformers wrote or a name of the Hugging Face hub"
     )
@@ -154,6 +155,10 @@ class Vllm:
                 )
         except (OSError, ValueError) as error:
             raise _not_loaded(model, error) from None
+        except RuntimeError as error:
+            raise UserError(
+                f"synthesize.backend: vLLM did not start on {socket.gethostname()}: {error}; what it wrote stands on stderr, on a cluster in Ray's logs of that node"
+            ) from None
         waiting = self._llm.llm_engine.engine_core.outputs_queue
         Thread(target=_tell_of_death, args=(set(active_children()) - others, waiting), daemon=True).start()
         self._generation = generation
@@ -174,7 +179,7 @@ class Vllm:
                     break
         except EngineDeadError:
             raise Lost(
-                f"synthesize.backend: vLLM's engine on {socket.gethostname()} died (killed, or out of memory); what was answered is kept: run it again"
+                f"synthesize.backend: vLLM's engine on {socket.gethostname()} died (killed, out of memory, or of an error that stands on stderr); what was answered is kept: run it again"
             ) from None
         return done
 
