@@ -84,6 +84,6 @@ def _accepted_keys(model: type[BaseModel], place: list[str]) -> list[str]:
         step = [
             found for candidate in candidates if part in candidate.model_fields for found in models(candidate.model_fields[part].annotation)
         ]
-        by_name = [candidate for candidate in candidates if candidate.__name__ == part]
+        by_name = [candidate for candidate in candidates if candidate.__name__.lower() == part.lower()]
         candidates = step or by_name or candidates
     return sorted({field.alias or name for candidate in candidates for name, field in candidate.model_fields.items()})

@@ -302,7 +302,8 @@ def _unit(source: Source, pieces: list[Piece], clean: tuple[str, ...], cut_bytes
 
 
 class ShardFacts(NamedTuple):
-    """What `unit.json` says of one shard: per file of the unit, the ordinal of its first record there and the number of its records; and how many documents each clean step changed."""
+    """What `unit.json` says of one shard: per file of the unit, the ordinal of its first record there and the number of its records; and how many documents lost
+    something, by the keys of `Chunk.changed`: to a clean step, or a value that is not of its column's type."""
 
     rows: int
     quarantined: dict[str, int]

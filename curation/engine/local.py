@@ -91,8 +91,7 @@ class Engine:
         try:
             self.progress.__exit__(kind, error, trace)
         finally:  # nobody may read stderr any more
-            if self._pool is not None:
-                self._stop(kill=kind is not None)
+            self._stop(kill=kind is not None)
             self.journal.__exit__(kind, error, trace)
 
     @contextmanager
@@ -126,14 +125,10 @@ class Engine:
     def apart(self, function: Callable[..., Result], task: tuple[Any, ...], label: str) -> Result:
         """One task in a new process, which ends with it: nothing of what ran before can show in what it makes."""
         with self.phase(label):
-            pool, self._pool = self._pool, None
             try:
-                return self._submit(function, task, 1).result()
+                return self._in_new_process(function, task)
             except BrokenProcessPool:
                 raise UserError(f"{label}: its process was killed (out of memory?); what was finished is kept: run it again") from None
-            finally:
-                self._stop(kill=True)
-                self._pool = pool
 
     def _collected(self, finished: Iterator[tuple[int, Result]], tasks: Sequence[tuple[Any, ...]]) -> list[Result]:
         results, documents = dict[int, Result](), [int(getattr(task[0], "documents", 0)) if task else 0 for task in tasks]
@@ -153,11 +148,9 @@ class Engine:
             yield
             return
         before, self._workers = self._workers, workers
-        if self._pool is not None:
-            self._stop(kill=False)
+        self._stop(kill=False)
         yield
-        if self._pool is not None:
-            self._stop(kill=False)
+        self._stop(kill=False)
         self._workers = before
 
     def _finished(self, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], label: str) -> Iterator[tuple[int, Result]]:
@@ -185,14 +178,23 @@ class Engine:
     def _alone(self, function: Callable[..., Result], task: tuple[Any, ...], label: str) -> Result:
         """One task in a process of its own; if that dies too, the task is at fault and is named."""
         try:
-            return self._submit(function, task, 1).result()
+            return self._in_new_process(function, task)
         except BrokenProcessPool:
             raise UserError(
                 f"{label}: a worker process died twice (killed, or out of memory) over {task_name(task)}; "
                 "what was finished is kept: run it again, with fewer --workers if memory was short"
             ) from None
+
+    def _in_new_process(self, function: Callable[..., Result], task: tuple[Any, ...]) -> Result:
+        """One task in a process that ends with it; the workers that there are wait, and their memory counts meanwhile."""
+        workers, self._pool, processes = self._pool, None, self.journal.processes
+        try:
+            made = self._submit(function, task, 1)
+            self.journal.processes += processes[1:]
+            return made.result()
         finally:
             self._stop(kill=True)
+            self._pool, self.journal.processes = workers, processes
 
     def _started(self, workers: int) -> ProcessPoolExecutor:
         if self._pool is None:
@@ -210,7 +212,8 @@ class Engine:
             self.journal.processes = [os.getpid(), *list(pool._processes or {})]
 
     def _stop(self, *, kill: bool) -> None:
-        assert self._pool is not None
+        if self._pool is None:
+            return
         if kill:
             for process in list((self._pool._processes or {}).values()):
                 process.kill()

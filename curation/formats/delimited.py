@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from curation.formats.records import SNIFFED, Chunk, Fields, Record, Value, in_chunks, refused
+from curation.formats.records import SNIFFED, Chunk, Fields, Record, Value, in_chunks, misfit, refused
 from curation.formats.streams import decoded_head, lines_of
 from mixing.remote import Place
 
@@ -61,7 +61,9 @@ def _records(path: Place, fields: Fields) -> Iterator[Record]:
         values = {name: row.fields[place[name]] for name in fields.columns if name in place}
         columns = tuple(_typed(values.get(name, ""), kind) for name, kind in fields.columns.items())
         misfits = [
-            name for name, found in zip(fields.columns, columns, strict=True) if found is None and values.get(name, "") not in MISSING
+            misfit(name)
+            for name, found in zip(fields.columns, columns, strict=True)
+            if found is None and values.get(name, "") not in MISSING
         ]
         yield Record(position, row.size, text, key, columns, None, "", tuple(misfits))
 

@@ -20,12 +20,11 @@ from curation.formats.records import (
     Chunk,
     Fields,
     Record,
-    as_column,
     as_columns,
     as_key,
+    as_row,
     chunk_of,
     in_chunks,
-    misfit,
     narrowest,
     refused,
 )
@@ -70,9 +69,8 @@ def _read_at_once(position: int, lines: list[bytes], fields: Fields) -> Chunk | 
         found = [value.get(fields.key) for value in values]
         as_they_are = set(map(type, found)) <= {str, type(None)}
         keys = found if as_they_are else [as_key(_exact(key, line, fields.key)) for key, line in zip(found, lines, strict=True)]
-    columns = {name: as_column([value.get(name) for value in values], kind) for name, kind in fields.columns.items()}
-    misfits = {misfit(name): mask for name, (_, mask) in columns.items() if mask is not None}
-    return Chunk(positions, lengths, np.arange(len(lines)), texts, keys, [one for one, _ in columns.values()], [], changed=misfits)
+    columns, misfits = as_columns(lambda name: [value.get(name) for value in values], fields.columns)
+    return Chunk(positions, lengths, np.arange(len(lines)), texts, keys, columns, [], changed=misfits)
 
 
 def _read_one_by_one(position: int, lines: list[bytes], fields: Fields) -> Iterator[Record]:
@@ -98,7 +96,7 @@ def _from_values(position: int, size: int, values: object, line: bytes, fields: 
         reason = f"no '{fields.text}'" if text is None else f"'{fields.text}' is not a string"
         return refused(position, size, reason, line)
     key = as_key(_exact(values.get(fields.key), line, fields.key)) if fields.key else None
-    columns, misfits = as_columns(values, fields.columns)
+    columns, misfits = as_row(values, fields.columns)
     return Record(position, size, text, key, columns, None, "", misfits)
 
 

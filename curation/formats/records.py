@@ -6,7 +6,7 @@ A reader that looks at one record after the other yields `Record` and is turned 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +43,7 @@ class Record(NamedTuple):
     columns: tuple[Value, ...]
     reason: str | None
     excerpt: str
-    misfits: tuple[str, ...] = ()  # names of columns whose value is not of their type, and so null
+    misfits: tuple[str, ...] = ()  # `misfit` of each column whose value is not of its type, and so null
 
 
 class Chunk(NamedTuple):
@@ -150,8 +150,8 @@ def chunk_of(records: Sequence[Record], columns: int) -> Chunk:
         [[record.columns[place] for record in good] for place in range(columns)],
         [(index, record.reason, record.excerpt) for index, record in enumerate(records) if record.reason is not None],
         changed={
-            misfit(name): np.array([name in record.misfits for record in good], np.bool_)
-            for name in sorted({name for record in good for name in record.misfits})
+            one: np.array([one in record.misfits for record in good], np.bool_)
+            for one in sorted({one for record in good for one in record.misfits})
         },
     )
 
@@ -213,10 +213,16 @@ def as_column(values: list[Any], kind: str) -> tuple[list[Value], Mask | None]:
     return found, misfits if misfits.any() else None
 
 
-def as_columns(values: Mapping[str, object], kinds: Mapping[str, str]) -> tuple[tuple[Value, ...], tuple[str, ...]]:
-    """The columns of one record, and the names of those whose value does not fit."""
-    found = {name: as_column([values.get(name)], kind) for name, kind in kinds.items()}
-    return tuple(one[0] for one, _ in found.values()), tuple(name for name, (_, misfits) in found.items() if misfits is not None)
+def as_columns(values: Callable[[str], list[Any]], kinds: Mapping[str, str]) -> tuple[list[list[Value]], dict[str, Mask]]:
+    """The columns of a chunk, of which `values` gives one by its name, and under its `misfit` which values of it do not fit."""
+    found = {name: as_column(values(name), kind) for name, kind in kinds.items()}
+    return [column for column, _ in found.values()], {misfit(name): mask for name, (_, mask) in found.items() if mask is not None}
+
+
+def as_row(values: Mapping[str, object], kinds: Mapping[str, str]) -> tuple[tuple[Value, ...], tuple[str, ...]]:
+    """The columns of one record, and its misfits."""
+    columns, misfits = as_columns(lambda name: [values.get(name)], kinds)
+    return tuple(one for (one,) in columns), tuple(misfits)
 
 
 def narrowest(types: set[type]) -> str:

@@ -22,11 +22,10 @@ from curation.formats.records import (
     Fields,
     Record,
     Value,
-    as_column,
+    as_columns,
     as_key,
     as_text,
     chunk_of,
-    misfit,
     one_line,
     refused,
 )
@@ -170,9 +169,7 @@ def _from_table(position: int, table: pa.Table, fields: Fields) -> Chunk:
         return [None] * table.num_rows if name not in table.column_names else decoded_column(table[name]).to_pylist()
 
     keys: list[str | None] = [as_key(key) for key in values(fields.key)]
-    typed = {name: as_column(values(name), kind) for name, kind in fields.columns.items()}
-    carried = [one for one, _ in typed.values()]
-    misfits = {misfit(name): mask for name, (_, mask) in typed.items() if mask is not None}
+    carried, misfits = as_columns(values, fields.columns)
     texts = _texts(table, fields)
     if texts is not None:
         sizes = np.fromiter((len(text.encode()) for text in texts), np.int64, len(texts))

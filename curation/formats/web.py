@@ -19,7 +19,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from curation.formats.records import EXCERPT, Chunk, Fields, Record, as_columns, chunk_of, refused
+from curation.formats.records import EXCERPT, Chunk, Fields, Record, as_row, chunk_of, refused
 from curation.formats.streams import BYTE_ORDER_MARK, decoded_bytes, encoding_of
 from mixing.remote import Place
 
@@ -76,7 +76,7 @@ def record_of(position: int, size: int, fields: Fields, page: Page, raw: bytes) 
     if reason is not None:
         return refused(position, size, reason, raw[:EXCERPT])
     key = page.values.get(fields.key) if fields.key else None
-    columns, misfits = as_columns(page.values, fields.columns)
+    columns, misfits = as_row(page.values, fields.columns)
     return Record(position, size, text, key, columns, None, "", misfits)
 
 

@@ -118,6 +118,7 @@ STAGE = {"name": "adapt", "tokens": 9000, "weights": {"domain": 1}}
         (mixture(max_epochs={"domian": 2}), ["mixture.max_epochs: no component 'domian'"]),
         ({"tokenizer": {"path": "no/such/folder"}}, ["tokenizer"]),
         ({"tokenizer": {"path": "tokenizer", "eos": "<|none|>"}}, ["tokenizer.eos", "<|none|>"]),
+        ({"sources": {"qa": {"synthesize": {"from": "TRUE", "template": "qa", "model": "m", "backend": {"kind": "vllm", "tensor_paralel": 2}}}}}, ["perhaps 'tensor_parallel'; accepted here: context, dtype, eager, in_flight, kind, tensor_parallel"]),
     ],
 )  # fmt: skip
 def test_a_recipe_that_cannot_be_meant_is_refused_in_one_line_that_names_the_place(
