@@ -16,7 +16,7 @@ from experiments.rig.results import Result, Results, of_run
 from experiments.rig.running import Settings
 
 ARMS = {"topics-static": "equal shares", "topics-controlled": "controller, four rounds"}
-ROUNDS, STEP = 4, 2.0
+ROUNDS, STEP, FLOOR = 4, 2.0, 0.1
 
 
 def run(rig: Rig) -> list[Result]:
@@ -49,6 +49,7 @@ def controlled(rig: Rig, manifest: Path, shares: dict[str, float]) -> Result:
                 "strategy": "topic_controller",
                 "shares": shares,
                 "step": STEP,
+                "floor": FLOOR,
                 "measurements": f"runs:runs/{runs[-1].name}/measurements.jsonl",
             }
             state = json.loads(next((runs[-1] / "checkpoints").glob("*/state.json")).read_text(encoding="utf-8"))

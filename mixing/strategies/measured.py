@@ -124,6 +124,9 @@ class TopicController(BaseModel):
     shares: dict[Name, Positive] = Field(min_length=1, description="the shares of the last round, of any scale")
     step: float = Field(gt=0, allow_inf_nan=False, description="how far a share may move: α of the paper")
     sensitivity: dict[Name, Positive] = Field({}, description="per component a factor on its change, w of the paper; 1 without it")
+    floor: float | None = Field(
+        None, gt=0, lt=1, description="a share keeps so much of itself at least; without it a step that would leave nothing is refused"
+    )
     measurements: str | Found | None = Field(None, description="the file: one run, measured by component at two token counts at least")
     metric: str = Field("loss", description="which metric of the file")
     values: Literal["loss", "perplexity"] = Field("loss", description="what its values are: nats a token, or already perplexities")
@@ -143,15 +146,18 @@ class TopicController(BaseModel):
 
 
 def topic_controller(config: TopicController, supply: Supply) -> dict[str, Fraction]:
-    """r_k (1 + α w_k δ_k), δ_k = Δp_k / Σ_j |Δp_j|, Δp_k the change of perplexity: worse gets more. The paper does not print its norm; this one is read into it."""
+    """r_k (1 + α w_k δ_k), δ_k = Δp_k / Σ_j |Δp_j|, Δp_k the change of perplexity: worse gets more. The paper does not print its norm; this one is read into it.
+    A factor is `floor` at least, if there is one, which is not of the paper."""
     perplexities = _all_of("perplexities", config.perplexities, supply)
     change = {name: written(perplexities[name][1]) - written(perplexities[name][0]) for name in supply.sizes}
     norm = sum((abs(one) for one in change.values()), Fraction(0)) or Fraction(1)
     factors = {name: 1 + written(config.step) * written(config.sensitivity.get(name, 1.0)) * one / norm for name, one in change.items()}
+    if config.floor is not None:
+        factors = {name: max(factor, written(config.floor)) for name, factor in factors.items()}
     if lost := [name for name, factor in factors.items() if factor <= 0]:
         raise UserError(
             f"weights: step {config.step:g} leaves component '{lost[0]}' nothing (a factor of {float(factors[lost[0]]):g}); "
-            "take a smaller step or sensitivity: their product with each share of the change has to stay below 1"
+            "give a floor, or take a smaller step or sensitivity: their product with each share of the change has to stay below 1"
         )
     return {name: written(config.shares[name]) * factor for name, factor in factors.items()}
 

@@ -138,6 +138,9 @@ def test_topic_controller_without_a_change_keeps_the_shares_and_too_large_a_step
     assert shares_of(controller({"a": (5.0, 5.0), "b": (7.0, 7.0)}), supply_of("a b")) == {"a": 0.5, "b": 0.5}
     with pytest.raises(UserError, match="step 2 leaves component 'a' nothing \\(a factor of 0\\)"):
         shares_of(controller(FELL_STAYED_ROSE, step=2), supply_of("a b c"))
+    # factors -0.5, 1, 2.5; the first is lifted to 0.5
+    assert shares_of(controller(FELL_STAYED_ROSE, step=3, floor=0.5), supply_of("a b c")) == {"a": 0.125, "b": 0.25, "c": 0.625}
+    assert shares_of(controller(FELL_STAYED_ROSE, floor=0.5), supply_of("a b c")) == shares_of(controller(FELL_STAYED_ROSE), supply_of("a b c"))
 
 
 def test_topic_controller_takes_the_last_two_counts_that_all_topics_have() -> None:
