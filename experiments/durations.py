@@ -13,7 +13,7 @@ from experiments.rig.judging import Check
 from experiments.rig.recipes import Rig, of_sources, stage
 from experiments.rig.results import Result, Results
 
-LARGE = {"medical": 1, "math": 2}  # which corpus of the domain; the second of mathematics makes the target worse at every length, and has no duration
+LARGE = {"medical": 1, "math": 2}  # which corpus of the domain; TeX makes word problems worse at every length, and has no duration
 ARMS = {"mix-durations": "by optimal durations", "mix-equal": "1:1", "mix-concatenated": "one after the other"}
 SMALL, EPOCHS = 16, 32  # the small data set is the arms' tokens over 16; no arm repeats it more often than this
 

@@ -15,7 +15,11 @@ from experiments.rig.recipes import Rig, of_sources, stage
 from experiments.rig.results import Result, Results, of_run
 from experiments.rig.running import Settings
 
-ARMS = {"topics-static": "equal shares", "topics-controlled": "controller, four rounds"}
+ARMS = {
+    "topics-static": "equal shares",
+    "topics-controlled": "controller, four rounds",
+    "topics-by-loss": "controller over losses, four rounds",
+}
 ROUNDS, STEP, FLOOR = 4, 2.0, 0.1
 
 
@@ -29,7 +33,11 @@ def run(rig: Rig) -> list[Result]:
     manifest = rig.workshop.remix(stock, f"topics-static-{rig.domain}-{rig.seed}", mixture(rig, equal))
     static = trained(rig, "topics-static", manifest, schedule="constant", marks={"first": None, "every": 1 / ROUNDS})
     folder = rig.workshop.folder / "runs" / static.run
-    return [with_topics(static, [folder]), controlled(rig, manifest, equal)]
+    return [
+        with_topics(static, [folder]),
+        controlled(rig, "topics-controlled", manifest, equal),
+        controlled(rig, "topics-by-loss", manifest, equal, values="perplexity"),  # the losses stand for perplexities
+    ]
 
 
 def mixture(rig: Rig, weights: Settings) -> dict[str, Any]:
@@ -38,8 +46,9 @@ def mixture(rig: Rig, weights: Settings) -> dict[str, Any]:
     return {"mixture": {"sequence_length": rig.scale.sequence_length, "components": of_sources(topics), "stages": [one]}}
 
 
-def controlled(rig: Rig, manifest: Path, shares: dict[str, float]) -> Result:
+def controlled(rig: Rig, arm: str, manifest: Path, shares: dict[str, float], **how: str) -> Result:
     """A quarter of the budget a round; after each, what is left is planned by the perplexities of its beginning and its end."""
+    prefix = arm if how else "topics"
     config = rig.config({"path": str(rig.base())}, rig.scale.rate, first=None, every=0.5)
     config |= {"schedule": {"kind": "constant", "warmup": round(0.05 * rig.scale.tokens)}}
     runs: list[Path] = []
@@ -51,17 +60,16 @@ def controlled(rig: Rig, manifest: Path, shares: dict[str, float]) -> Result:
                 "step": STEP,
                 "floor": FLOOR,
                 "measurements": f"runs:runs/{runs[-1].name}/measurements.jsonl",
+                **how,
             }
             state = json.loads(next((runs[-1] / "checkpoints").glob("*/state.json")).read_text(encoding="utf-8"))
-            manifest = rig.workshop.remix(manifest, f"topics-{number}-{rig.domain}-{rig.seed}", mixture(rig, weights), state["sequence"])
+            manifest = rig.workshop.remix(manifest, f"{prefix}-{number}-{rig.domain}-{rig.seed}", mixture(rig, weights), state["sequence"])
             stages = json.loads((manifest / "manifest.json").read_text(encoding="utf-8"))["stages"]
             shares = {name: float(one["weight"]) for name, one in stages[0]["components"].items()}
         begin = ["--start", "continue", "--from", str(runs[-1])] if runs else []
         part = {"tokens": rig.scale.tokens // ROUNDS} if number + 1 < ROUNDS else {}  # to whole steps; the last round has what is left
-        runs.append(rig.workshop.trained(f"topics-{number}-{rig.domain}-{rig.seed}", manifest, config | part, *begin))
-    result = of_run(
-        "topics-controlled", rig.domain, rig.seed, manifest, runs[-1], **{f"share {name}": share for name, share in shares.items()}
-    )
+        runs.append(rig.workshop.trained(f"{prefix}-{number}-{rig.domain}-{rig.seed}", manifest, config | part, *begin))
+    result = of_run(arm, rig.domain, rig.seed, manifest, runs[-1], **{f"share {name}": share for name, share in shares.items()})
     first = of_run("", rig.domain, rig.seed, manifest, runs[0])
     return with_topics(result._replace(curve=[first.curve[0], *result.curve[1:]]), runs)
 
@@ -88,7 +96,7 @@ def lagging(result: Result) -> float:
 
 
 def checks(results: Results) -> list[Check]:
-    static, moved = ARMS
+    static, moved, by_loss = ARMS
     return [
         Check("worst topic, controlled - static", results.difference(moved, static, lambda row: max(after(row)))),
         Check("topic that fell least, controlled - static", results.difference(moved, static, lagging), unit="of the base's loss"),
@@ -97,6 +105,16 @@ def checks(results: Results) -> list[Check]:
             results.effect([static, moved], lambda a, b: mean(after(b)) / mean(after(a)) - 1),
             0.01,
             unit="of the loss",
+        ),
+        Check(
+            "worst topic, controlled over losses - static", results.difference(by_loss, static, lambda row: max(after(row))), decides=False
+        ),
+        Check(
+            "mean of the topics, controlled over losses over static",
+            results.effect([static, by_loss], lambda a, b: mean(after(b)) / mean(after(a)) - 1),
+            0.01,
+            unit="of the loss",
+            decides=False,
         ),
     ]
 
