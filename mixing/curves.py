@@ -30,6 +30,12 @@ def gain(metric: str, before: float, after: float) -> float:
     return before - after if lower_is_better(metric) else after - before
 
 
+def chord(values: Mapping[tuple[float, ...], float], weights: tuple[float, ...]) -> float:
+    """What a straight line between models would give a soup of them: the mean of their own values, by its weights. `values` are by weights, those of one model alone among them."""
+    corners = [tuple(float(i == j) for j in range(len(weights))) for i in range(len(weights))]
+    return math.fsum(weight * values[corner] for weight, corner in zip(weights, corners, strict=True) if weight)
+
+
 class Gap(NamedTuple):
     """What a curve did below its start A_0. In the metric's unit and in tokens."""
 

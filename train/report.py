@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import html
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixing import UserError, chart
-from mixing.curves import RunRecord, gain, gaps, label, measured_series, read_run, retention, run_names, smoothed, thinned
+from mixing.curves import RunRecord, chord, gain, gaps, label, measured_series, read_run, retention, run_names, smoothed, thinned
 
 PAGE_STYLE = (
     ":root{--ink:#1a202c;--soft:#5a6574;--line:#d5dbe3;--paper:#fff;--wash:#f5f7fa;--good:#2f855a;--bad:#b83232}"
@@ -159,7 +158,7 @@ def _soup(name: str, found: Mapping[str, Any], charts: dict[str, str]) -> str:
     for weights, values in soups.items():
         cells = [f"{weight:.3g}" for weight in weights]
         for metric in usable:
-            line = _chord(soups, weights, metric)
+            line = chord({corner: one[metric] for corner, one in soups.items()}, weights)
             cells += [f"{values[metric]:.4f}", signed(gain(metric, line, values[metric]))]
         rows.append([f"<mark>{cell}</mark>" if list(weights) == found["best"] else cell for cell in cells])
     if len(models) == 2:
@@ -173,11 +172,6 @@ def _soup(name: str, found: Mapping[str, Any], charts: dict[str, str]) -> str:
         f"<h2>Soup {html.escape(name)}</h2><p>Weights of the models, and what their average measures. The chord is the straight line between the "
         f'models themselves; the chosen soup is in bold.</p>{table(heading, rows)}<div class="charts">{"".join(drawn)}</div>'
     )
-
-
-def _chord(soups: Mapping[tuple[float, ...], Mapping[str, float]], weights: tuple[float, ...], metric: str) -> float:
-    corner = {index: values for one, values in soups.items() for index, weight in enumerate(one) if weight == 1}
-    return math.fsum(weight * corner[index][metric] for index, weight in enumerate(weights) if weight)
 
 
 def _file_name(label: str) -> str:

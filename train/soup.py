@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,9 +153,3 @@ def simplex(models: int, steps: int) -> Iterator[tuple[float, ...]]:
 
 def name_of(weights: Sequence[float]) -> str:
     return "soup-" + "-".join(f"{weight:.4g}" for weight in weights)
-
-
-def chord(values: Mapping[tuple[float, ...], float], weights: tuple[float, ...]) -> float:
-    """What a straight line between the models themselves would give: the mean of their values, weighted as the soup."""
-    corners = [tuple(float(i == j) for j in range(len(weights))) for i in range(len(weights))]
-    return math.fsum(weight * values[corner] for weight, corner in zip(weights, corners, strict=True) if weight)

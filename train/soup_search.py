@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from mixing import UserError
-from mixing.curves import gain
+from mixing.curves import chord, gain
 from mixing.manifest import Manifest
 from mixing.measurements import Measurement, append
 from mixing.progress import watched
@@ -116,7 +116,7 @@ def shown(found: Found, target: str, guards: Mapping[str, float]) -> str:
     for weights, values in found.values.items():
         cells = [f"{weight:.3g}" for weight in weights]
         for metric in metrics:
-            line = soup.chord({corner: one[metric] for corner, one in found.values.items()}, weights)
+            line = chord({corner: one[metric] for corner, one in found.values.items()}, weights)
             cells += [f"{values[metric]:.4f}", f"{gain(metric, line, values[metric]):+.4f}"]
         rows.append([*cells, "  <- best" if weights == found.best else ""])
     widths = [max(len(row[column]) for row in rows) for column in range(len(heading))]

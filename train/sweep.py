@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 from itertools import product
 from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -227,8 +228,8 @@ def run_sweep(path: Path, folder: Path, jobs: int | None) -> dict[str, Any]:
     with models.joined_world() as world, locked(folder) if world.rank == 0 else nullcontext():
         refuse_other_sweep(sweep, folder, world)
         waiting = [lane for lane in lanes(sweep) if not all(finished(folder / "cells" / cell.name) for cell in cells(sweep, lane))]
-        devices = torch.cuda.device_count()
-        workers = min(jobs or max(1, devices), max(1, len(waiting))) if world.size == 1 else 1
+        devices = visible_devices(torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+        workers = min(jobs or max(1, len(devices)), max(1, len(waiting))) if world.size == 1 else 1
         if workers > 1:
             with watched("sweep", len(waiting) * len(sweep.durations), "cells") as progress:
                 for _ in _trained(sweep, waiting, folder, workers, devices):
@@ -244,27 +245,42 @@ def run_sweep(path: Path, folder: Path, jobs: int | None) -> dict[str, Any]:
     return result
 
 
-def _trained(sweep: Sweep, waiting: Sequence[Lane], folder: Path, workers: int, devices: int) -> Iterator[None]:
-    """Trains lanes in processes of their own, one of which ends with each step of the iterator. They leave Ctrl-C, which a terminal sends to all, to this one and end with it."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+def _trained(sweep: Sweep, waiting: Sequence[Lane], folder: Path, workers: int, devices: Sequence[str]) -> Iterator[None]:
+    """Trains lanes in processes of their own, one of which ends with each step of the iterator. They leave Ctrl-C, which a terminal sends to all, to this one, and end with
+    it, or when a lane fails: what is finished stays, and the others go on from their checkpoints when the sweep is run again."""
+    context = get_context("spawn")
+    free = context.SimpleQueue()
+    for number in range(workers):
+        free.put(devices[number % len(devices)] if devices else None)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=take_device, initargs=(free,)) as pool:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what is born now is deaf to it
-        work = [pool.submit(_lane_on, sweep, lane, folder, number % devices if devices else None) for number, lane in enumerate(waiting)]
+        work = [pool.submit(_lane_on, sweep, lane, folder) for lane in waiting]
         try:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             for done in as_completed(work):
                 yield done.result()
-        except KeyboardInterrupt:
+        except BaseException:
             for process in list((pool._processes or {}).values()):
                 process.kill()
             raise
 
 
-def _lane_on(sweep: Sweep, lane: Lane, folder: Path, device: int | None) -> None:
-    """A lane in a process of its own, on one GPU if there are any, which the process is told of before it looks."""
-    if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
-    else:
+def visible_devices(count: int, shown: str | None) -> list[str]:
+    """The GPUs that lanes may have, as CUDA_VISIBLE_DEVICES names them: `count` of those that are shown to this process already."""
+    return shown.split(",")[:count] if shown else [str(number) for number in range(count)]
+
+
+def take_device(free: SimpleQueue[str | None]) -> None:
+    """A process that trains lanes keeps one GPU for all of them, if there are any; it is told before it looks for one."""
+    device = free.get()
+    if device is None:
         torch.set_num_threads(1)
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+
+
+def _lane_on(sweep: Sweep, lane: Lane, folder: Path) -> None:
+    """A lane in a process of its own."""
     models.prepare_transformers()
     with models.joined_world() as world:
         run_lane(sweep, lane, folder, world)

@@ -140,7 +140,9 @@ def test_topic_controller_without_a_change_keeps_the_shares_and_too_large_a_step
         shares_of(controller(FELL_STAYED_ROSE, step=2), supply_of("a b c"))
     # factors -0.5, 1, 2.5; the first is lifted to 0.5
     assert shares_of(controller(FELL_STAYED_ROSE, step=3, floor=0.5), supply_of("a b c")) == {"a": 0.125, "b": 0.25, "c": 0.625}
-    assert shares_of(controller(FELL_STAYED_ROSE, floor=0.5), supply_of("a b c")) == shares_of(controller(FELL_STAYED_ROSE), supply_of("a b c"))
+    assert shares_of(controller(FELL_STAYED_ROSE, floor=0.5), supply_of("a b c")) == shares_of(
+        controller(FELL_STAYED_ROSE), supply_of("a b c")
+    )
 
 
 def test_topic_controller_takes_the_last_two_counts_that_all_topics_have() -> None:

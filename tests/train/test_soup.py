@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from mixing import UserError
+from mixing.curves import chord
 from mixing.measurements import read
 from train.__main__ import main
-from train.soup import blended, chord, ingredients, simplex, write
+from train.soup import blended, ingredients, simplex, write
 from train.soup_search import choose
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}

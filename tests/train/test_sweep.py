@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mixing.strategies.measured import OptimalDurations, Row, learn_durations
 from train import loop
 from train.__main__ import main
 from train.start import locked
-from train.sweep import Sweep, cells, choice, lanes, lines_of, run_sweep
+from train.sweep import Sweep, cells, choice, lanes, lines_of, run_sweep, take_device, visible_devices
 
 MODEL = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 DURATIONS = [2000, 4000, 8000]
@@ -250,10 +251,28 @@ def test_sweep_killed_at_random_resumes_and_ends_with_equal_measurements(swept: 
 
 
 @pytest.mark.slow
-def test_lanes_in_two_processes_give_the_same(swept: Path, place: Path, written: dict[str, Any]) -> None:
-    run_sweep(file_of(place, written), place / "parallel", 2)
+def test_a_lane_that_fails_ends_the_others_at_once_and_they_go_on_when_it_can(swept: Path, place: Path, written: dict[str, Any]) -> None:
+    in_the_way = place / "failing/trunks/small-lr0.01-seed17"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.touch()
+    with pytest.raises(OSError, match=r"small-lr0\.01-seed17"):
+        run_sweep(file_of(place, written), place / "failing", 2)
 
-    assert (place / "parallel/measurements.jsonl").read_text() == (swept / "measurements.jsonl").read_text()
+    assert not list((place / "failing/cells").glob("*/export"))
+    in_the_way.unlink()
+    run_sweep(file_of(place, written), place / "failing", 2)
+    assert (place / "failing/measurements.jsonl").read_text() == (swept / "measurements.jsonl").read_text()
+
+
+def test_processes_of_lanes_share_out_the_gpus_that_this_one_may_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert visible_devices(3, None) == ["0", "1", "2"]
+    assert visible_devices(2, "4,GPU-5ebe9f43,") == ["4", "GPU-5ebe9f43"]
+    assert visible_devices(0, "") == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    free = get_context("spawn").SimpleQueue()
+    free.put("7")
+    take_device(free)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
 
 
 @pytest.mark.slow
