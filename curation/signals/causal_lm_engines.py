@@ -130,8 +130,9 @@ class Vllm:
         import torch
 
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-        if torch.cuda.is_available():
-            os.environ.setdefault("CUDA_VISIBLE_DEVICES", str(_place() % torch.cuda.device_count()))
+        if torch.cuda.is_available():  # one of those that this process may see
+            given = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+            os.environ["CUDA_VISIBLE_DEVICES"] = given[_place() % len(given)]
         try:
             import vllm
         except ImportError:
