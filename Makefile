@@ -16,7 +16,7 @@ SCALE ?= small
 BIN := $(VENV)/bin
 # One thread per process: two spinning thread pools on two busy cores cost a factor of five.
 ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 POLARS_MAX_THREADS=1 TOKENIZERS_PARALLELISM=false
-PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -q
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -q
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast test-browser test-ray test-vllm check docs site bench claims claims-full clean

@@ -42,19 +42,22 @@ CONFIG: dict[str, Any] = {
 }
 SCRIPT = """
 import os, sys, time
+from pathlib import Path
 from train import loop
 from train.__main__ import main
 
-worlds = sys.argv[1]
+worlds, halt, reached = (Path(sys.argv[1] + end) for end in ("", ".halt", ".reached"))
 
-def paced(*arguments, steps=loop.steps):
+def halting(*arguments, steps=loop.steps):
     for step in steps(*arguments):
-        time.sleep(3.0 if os.path.exists(worlds + ".slow") else 0.0)
+        reached.write_text(str(step.first))
+        while halt.exists() and step.first >= int(halt.read_text() or 0):
+            time.sleep(0.05)
         yield step
 
-with open(worlds, "a") as file:
+with worlds.open("a") as file:
     file.write(os.environ["WORLD_SIZE"] + chr(10))
-loop.steps, sys.argv = paced, ["tilth-train", "run", *sys.argv[2:]]
+loop.steps, sys.argv = halting, ["tilth-train", "run", *sys.argv[2:]]
 main()
 """
 TIMES = "last_call_timeout=5,keep_alive_interval=2,keep_alive_max_attempt=5,read_timeout=180"
@@ -68,6 +71,7 @@ class Machine:
         host = f"is_host={int(name == 'a')},{TIMES}"
         rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=run", f"--rdzv-conf={host}"]
         self.worlds, self.errors = folder / f"worlds-{name}", folder / f"errors-{name}"
+        self.halt, self.reached = folder / f"worlds-{name}.halt", folder / f"worlds-{name}.reached"
         self._stderr = self.errors.open("ab")
         self.process = subprocess.Popen(
             [*torchrun, *rendezvous, folder / "script.py", self.worlds, *arguments],
@@ -88,6 +92,10 @@ class Machine:
         if self.process.poll() is None:
             self.kill()
         self._stderr.close()
+
+    def stands_before(self, sequence: int) -> bool:
+        """Whether its trainer waits to be let on from the step that begins there."""
+        return self.reached.exists() and self.reached.read_text() == str(sequence)
 
     def world(self) -> int:
         return int(self.worlds.read_text().splitlines()[-1]) if self.worlds.exists() else 0
@@ -116,11 +124,8 @@ def test_a_machine_that_is_lost_and_comes_back_leaves_the_parameters_of_one_proc
     expected = told(train(manifest, validated(Config, CONFIG), "fresh", tmp_path / "alone"))
     (tmp_path / "config.yaml").write_text(json.dumps(CONFIG))
     (tmp_path / "script.py").write_text(SCRIPT)
-    (tmp_path / "worlds-a.slow").touch()  # until the lost machine is back
+    (tmp_path / "worlds-a.halt").write_text("48")
     run = tmp_path / "run"
-
-    def steps() -> int:
-        return (run / "metrics.jsonl").read_text().count("\n") if (run / "metrics.jsonl").exists() else 0
 
     with served() as there, socket.socket() as free:
         for name, value in {**there, "AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "c0ffee-of-the-trainer"}.items():
@@ -139,15 +144,15 @@ def test_a_machine_that_is_lost_and_comes_back_leaves_the_parameters_of_one_proc
         arguments = ["s3://manifests", str(tmp_path / "config.yaml"), "-o", str(run)]
         a, b = (Machine(name, port, tmp_path, environment, arguments) for name in "ab")
         try:
-            wait_for(lambda: steps() > 5, a)
+            wait_for(lambda: a.stands_before(48), a)
             assert a.world() == 2
             b.kill()
-            lost = steps()
-            wait_for(lambda: a.world() == 1 and steps() > lost + 5, a)
+            a.halt.write_text("96")
+            wait_for(lambda: a.world() == 1 and a.stands_before(96), a)
             b.close()
             b = Machine("b", port, tmp_path, environment, arguments)
             wait_for(lambda: a.world() == 2, a)
-            (tmp_path / "worlds-a.slow").unlink()
+            a.halt.unlink()
             assert a.process.wait(180) == 0, a.errors.read_text()[-3000:]
         finally:
             for machine in (a, b):
