@@ -30,6 +30,7 @@ MOST_PASSAGES = 10
 LABELS = 2  # words that may stand before a passage on its line, as in `Question 12:`
 NEAR = 30  # words besides the options' own within which an option is near
 AT_ONCE = 1 << 20  # bytes of texts whose words are held
+LOOKS = 1024  # n-grams that are hashed before any is looked for
 _BITS_PER_KEY = 16
 _BASE = np.uint64(0xD1342543DE82EF95)
 _LENGTH = np.uint64(0x9E3779B97F4A7C15)
@@ -264,21 +265,30 @@ def _rank(index: Index, key: np.uint64) -> int:
 
 @kernel
 def _found_grams(words: Words, begin: int, end: int, index: Index, ranks: Indices, ats: Indices) -> int:
-    """The n-grams of the text of words `[begin, end)` that the index has: their numbers and their first words."""
+    """The n-grams of the text of words `[begin, end)` that the index has: their numbers and their first words.
+
+    A loop of its own looks into the bits: those of a large index lie outside every cache, and the processor has more looks under way when nothing is hashed in between.
+    """
     shift, length = _shift(index.bits.size), index.lengths[0]
-    out, rolling, hits = _power(length), np.uint64(0), 0
-    for at in range(begin, end):
+    out, rolling, hits = _power(length - 1), np.uint64(0), 0
+    keys, likely = np.empty(LOOKS, np.uint64), np.empty(LOOKS, np.int64)
+    for at in range(begin, min(begin + length - 1, end)):
         rolling = rolling * _BASE + words.hashes[at]
-        if at < begin + length - 1:
-            continue
-        if at >= begin + length:
-            rolling -= words.hashes[at - length] * out
-        key = _sealed(rolling, length)
-        bits = _three_bits(key)
-        if index.bits[key >> shift] & bits == bits:
-            rank = _rank(index, key)
+    for first in range(begin, end - length + 1, LOOKS):
+        looks = min(LOOKS, end - length + 1 - first)
+        for look in range(looks):
+            rolling = rolling * _BASE + words.hashes[first + look + length - 1]
+            keys[look] = _sealed(rolling, length)
+            rolling -= words.hashes[first + look] * out
+        count = 0
+        for look in range(looks):
+            bits = _three_bits(keys[look])
+            likely[count] = look
+            count += index.bits[keys[look] >> shift] & bits == bits
+        for look in likely[:count]:
+            rank = _rank(index, keys[look])
             if rank >= 0:
-                ranks[hits], ats[hits] = rank, at - length + 1
+                ranks[hits], ats[hits] = rank, first + look
                 hits += 1
     return hits
 
