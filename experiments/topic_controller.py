@@ -36,7 +36,7 @@ def run(rig: Rig) -> list[Result]:
     return [
         with_topics(static, [folder]),
         controlled(rig, "topics-controlled", manifest, equal),
-        controlled(rig, "topics-by-loss", manifest, equal, values="perplexity"),  # the losses stand for perplexities
+        controlled(rig, "topics-by-loss", manifest, equal, change="loss"),
     ]
 
 

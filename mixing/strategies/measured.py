@@ -124,6 +124,9 @@ class TopicController(BaseModel):
     shares: dict[Name, Positive] = Field(min_length=1, description="the shares of the last round, of any scale")
     step: float = Field(gt=0, allow_inf_nan=False, description="how far a share may move: α of the paper")
     sensitivity: dict[Name, Positive] = Field({}, description="per component a factor on its change, w of the paper; 1 without it")
+    change: Literal["perplexity", "loss"] = Field(
+        "perplexity", description="what has to rise: the paper's perplexity, of which a topic that has much moves most, or its logarithm"
+    )
     floor: float | None = Field(
         None, gt=0, lt=1, description="a share keeps so much of itself at least; without it a step that would leave nothing is refused"
     )
@@ -147,9 +150,10 @@ class TopicController(BaseModel):
 
 def topic_controller(config: TopicController, supply: Supply) -> dict[str, Fraction]:
     """r_k (1 + α w_k δ_k), δ_k = Δp_k / Σ_j |Δp_j|, Δp_k the change of perplexity: worse gets more. The paper does not print its norm; this one is read into it.
-    A factor is `floor` at least, if there is one, which is not of the paper."""
+    Not of the paper are a `change` of the loss, and a `floor` that a factor keeps to."""
     perplexities = _all_of("perplexities", config.perplexities, supply)
-    change = {name: written(perplexities[name][1]) - written(perplexities[name][0]) for name in supply.sizes}
+    unit = float if config.change == "perplexity" else lambda perplexity: round(math.log(perplexity), DIGITS)
+    change = {name: written(unit(perplexities[name][1])) - written(unit(perplexities[name][0])) for name in supply.sizes}
     norm = sum((abs(one) for one in change.values()), Fraction(0)) or Fraction(1)
     factors = {name: 1 + written(config.step) * written(config.sensitivity.get(name, 1.0)) * one / norm for name, one in change.items()}
     if config.floor is not None:

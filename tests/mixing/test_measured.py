@@ -145,6 +145,18 @@ def test_topic_controller_without_a_change_keeps_the_shares_and_too_large_a_step
     )
 
 
+def test_topic_controller_by_losses_sees_which_part_of_a_perplexity_changed() -> None:
+    halved = controller({"low": (8.0, 4.0), "high": (800.0, 400.0), "same": (50.0, 50.0)})
+
+    assert shares_of(halved, supply_of("low high same"))["high"] < 0.25 < shares_of(halved, supply_of("low high same"))["low"]
+    # Factors 0.8, 0.8 and 1: both fell by log 2.
+    assert shares_of(halved | {"change": "loss"}, supply_of("low high same")) == {
+        "low": 0.307692308,
+        "high": 0.307692308,
+        "same": 0.384615385,
+    }
+
+
 def test_topic_controller_takes_the_last_two_counts_that_all_topics_have() -> None:
     rows = [
         *curve("a", {10: 3.0, 20: 2.0, 30: 1.0, 40: 0.5}, metric="loss"),
