@@ -8,6 +8,7 @@ after the other dies and answers nothing in between is given up; when none is le
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from mixing import UserError
 
 TRIES = 2  # of a task whose worker dies, and of a place whose processes answer nothing
 LOOK = 10.0  # seconds until it is asked again which nodes there are
+PATIENCE = 60.0  # seconds until it is said that no process is ready yet
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Residents:
         self._there = dict[int, Place]()
         self._calls = dict[Any, int]()
         self._begun = 0
+        self._due: float | None = time.monotonic() + PATIENCE
         self._fill()
 
     def send(self, number: int, *arguments: Any) -> None:
@@ -52,6 +55,7 @@ class Residents:
         errors = self._ray.exceptions
         while not (ended := self._ray.wait(list(self._calls), timeout=LOOK)[0]):
             self._fill()
+            self._tell_once()
         number = self._calls.pop(ended[0])
         try:
             result = self._ray.get(ended[0])
@@ -61,6 +65,7 @@ class Residents:
         except errors.RayError:
             pass
         else:
+            self._due = None
             if result:
                 self._there[number].deaths = 0
             return News(number, result)
@@ -72,6 +77,13 @@ class Residents:
             self._ray.kill(place.actor)
         self._there.clear()
         self._calls.clear()
+
+    def _tell_once(self) -> None:
+        """That it takes long until a first process is ready: Ray queues what asks for a GPU without a word."""
+        if self._due is not None and time.monotonic() >= self._due:
+            self._due = None
+            waits = "waits for GPUs that others on the cluster have (`ray status` shows them), or " if self._gpus else ""
+            print(f"{self._label}: no process has its model after {PATIENCE:.0f} s; each {waits}still loads it", file=sys.stderr)
 
     def _lost(self, place: Place) -> None:
         self._ray.kill(place.actor)

@@ -90,6 +90,25 @@ def test_each_gpu_has_a_process_that_makes_its_function_once_and_ends_when_it_is
     _ended(processes)
 
 
+def test_a_build_says_that_it_waits_for_gpus_that_another_has(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("curation.engine.residents.LOOK", 0.2)
+    monkeypatch.setattr("curation.engine.residents.PATIENCE", 1.0)
+    with Cluster(nodes.address, 0, None, tmp_path) as engine, engine.phase("ask"):
+        other = engine.residents(keeps, (tmp_path / "other",), 1)
+        assert [other.wait()[1:], other.wait()[1:]] == [(None, False)] * 2
+        capfd.readouterr()
+        ours = engine.residents(keeps, (tmp_path / "ours",), 1)
+        end = threading.Timer(5, other.close)
+        end.start()
+        assert not ours.wait().is_lost
+        ours.close()
+
+    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("ask: no process has its model after 1 s; each waits")]
+    assert len(told) == 1
+
+
 def test_a_function_that_cannot_be_made_ends_the_build_and_says_where(
     nodes: Nodes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
