@@ -170,13 +170,13 @@ def test_command_that_is_not_run_is_one_that_the_program_would_take(page: str) -
 
 
 def _parsed(group: click.Command, words: list[str]) -> None:
-    """Reads the words as the command does, without running it; click's refusal is the failure."""
-    context = click.Context(group)
+    """Reads the words as the command does, without running it; click's refusal is the failure. Below its group, whose options for help click would else forget for good."""
+    context = click.Context(group, **group.context_settings)
     while isinstance(group, click.Group):
         found = group.get_command(context, words[0])
         assert found is not None, words
         group, words = found, words[1:]
-    group.make_context("command", words)
+    group.make_context("command", words, parent=context)
 
 
 @pytest.mark.slow
