@@ -5,7 +5,7 @@ The package root holds what all three packages share: the one exception a user i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, TypeVar
 
@@ -40,15 +40,19 @@ def validated(model: type[Checked], values: Mapping[str, object], where: str = "
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise UserError(_first_refusal(model, error, where)) from None
+        raise UserError(_first_refusal(model, values, error, where)) from None
 
 
-def _first_refusal(model: type[BaseModel], error: ValidationError, where: str) -> str:
+def _first_refusal(model: type[BaseModel], values: Mapping[str, object], error: ValidationError, where: str) -> str:
     errors = error.errors(include_url=False)
     unknown = [one for one in errors if one["type"] == "extra_forbidden"]
-    first = (unknown or errors)[0]  # a misspelt key explains the missing one beside it
+    told = unknown or errors  # a misspelt key explains the missing one beside it
+    places = [_as_written(one["loc"], values, is_missing=one["type"] == "missing") for one in told]
+    # Of several kinds that a value may be of, the one that fits furthest.
+    written = max((one for one in places if one[: len(places[0])] == places[0]), key=len)
+    first = told[places.index(written)]
     place = [str(part) for part in first["loc"]]
-    dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+    dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in written)
     path = f"{where}{dotted}".removeprefix(".") or "the configuration"
     if first["type"] == "extra_forbidden":
         accepted = _accepted_keys(model, place[:-1])
@@ -58,14 +62,30 @@ def _first_refusal(model: type[BaseModel], error: ValidationError, where: str) -
     if first["type"] == "missing":
         return f"{path}: required, but missing"
     if first["type"] == "string_pattern_mismatch" and first["ctx"]["pattern"] in PATTERNS:
-        return f"{path.removesuffix('.[key]')}: found {first['input']!r}; accepted: {PATTERNS[first['ctx']['pattern']]}"
+        return f"{path}: found {first['input']!r}; accepted: {PATTERNS[first['ctx']['pattern']]}"
     if first["type"] in ("dict_type", "model_type", "model_attributes_type"):
         keys = _accepted_keys(model, place) if first["type"] != "dict_type" else []
         return f"{path}: found {first['input']!r}; accepted: a mapping" + f" of keys: {', '.join(keys)}" * bool(keys)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{path}: {message}"
-    return f"{path}: found {first['input']!r}; {message[0].lower()}{message[1:]}"
+    others = [
+        one["msg"].removeprefix("Input should be ") for one, at in zip(told, places, strict=True) if at == written and one is not first
+    ]
+    return f"{path}: found {first['input']!r}; {' or '.join([message[0].lower() + message[1:], *others])}"
+
+
+def _as_written(place: Sequence[int | str], values: object, *, is_missing: bool) -> list[int | str]:
+    """The steps of `place` that lead through what somebody wrote; between them pydantic names the kinds that a value may be of."""
+    found: list[int | str] = []
+    for number, part in enumerate(place):
+        inside = values if isinstance(values, Mapping) else dict(enumerate(values)) if isinstance(values, (list, tuple)) else {}
+        if part in inside:
+            values = inside[part]
+        elif not (is_missing and number == len(place) - 1):
+            continue
+        found.append(part)
+    return found
 
 
 def _accepted_keys(model: type[BaseModel], place: list[str]) -> list[str]:
