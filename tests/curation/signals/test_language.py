@@ -67,7 +67,12 @@ def test_language_of_a_short_text_is_the_librarys(library: LanguageIdentifier, t
 
 
 @settings(max_examples=200)
-@given(st.text(st.characters(categories=["L", "N", "P", "Zs"], exclude_characters="ªº\u212a\u212b\u2126"), max_size=40))
+@given(  # without letters that are named by what they do or show, not by their script, as modifier letters and Ⅎ: they count as of none
+    st.text(
+        st.characters(categories=["Lu", "Ll", "Lt", "Lo", "N", "P", "Zs"], exclude_characters="ªº\u212a\u212b\u2126\u2132\u214e\u2183"),
+        max_size=40,
+    )
+)
 def test_script_of_a_text_is_that_of_most_letters_by_another_table(text: str) -> None:
     known = {
         code: regex.compile(rf"\p{{Script={code}}}")
