@@ -88,6 +88,8 @@ def read(path: Path) -> pa.Table:
         raise UserError(f"{path}: measurements are read from {', '.join(readers)}")
     if not path.is_file():
         raise UserError(f"{path}: no such file of measurements")
+    if not path.stat().st_size:
+        raise UserError(f"{path}: empty; nothing was measured yet")
     table = readers[path.suffix](path)
     if missing := [name for name in MEASUREMENTS.names if name not in table.column_names]:
         raise UserError(f"{path}: no column {', '.join(missing)}; measurements have: {', '.join(MEASUREMENTS.names)}")

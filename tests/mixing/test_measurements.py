@@ -46,6 +46,8 @@ def test_read_parquet_and_csv_of_the_same_rows_agree(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
+        ("m.jsonl", "", r"m\.jsonl: empty; nothing was measured yet"),
+        ("m.parquet", "", r"m\.parquet: empty; nothing was measured yet"),
         ("m.jsonl", "{}\n", r"m.jsonl, line 1: found ; a measurement has run, manifest"),
         ("m.jsonl", "[1]\n", "line 1: found list"),
         ("m.jsonl", json.dumps(ONE._asdict()) + "\n{", "line 2: not JSON"),
