@@ -108,10 +108,10 @@ def follow_plan(run: Run, learner: Learner, examination: Examination, state: Sta
     folder, manifest, config, world = run
     size = micro_batch_size(config.batch, config.rows, world.size)
     with (
+        asked_to_stop(config.seconds) as stopping,  # first: who sees the run's record may stop it
         progress_bar(run, state.tokens) as show,
         Record(run, state, learner.model, show) as record,
         checkpoint.Saver(folder, config.checkpoint.keep, world) as saver,
-        asked_to_stop(config.seconds) as stopping,
     ):
         if state.sequence == 0:
             record.measured(evaluate(learner.model, examination, config.precision, world), state, None)

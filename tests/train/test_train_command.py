@@ -146,15 +146,16 @@ def test_run_told_to_stop_saves_a_checkpoint_and_exits_with_75(
 ) -> None:
     """By SIGTERM and by the time limit; the rest of the run ends with the same bits as one that was left alone."""
     run = tmp_path / "run"
-    arguments = [*TRAIN, str(manifest_folder), str(config_file), "checkpoint.every=1M", "-o", str(run)]
+    short = ["batch=1", "checkpoint.every=1M"]  # many steps, so that there is time to tell it
+    arguments = [*TRAIN, str(manifest_folder), str(config_file), *short, "-o", str(run)]
     process = subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (run / "metrics.jsonl").exists():
         time.sleep(0.01)
     process.terminate()
     printed, errors = process.communicate(timeout=90)
+    assert (process.returncode, printed) == (75, ""), errors
     (saved,) = (run / "checkpoints").iterdir()
     told = losses(run)
-    assert (process.returncode, printed) == (75, ""), errors
     assert f"stopped after step {saved.name[5:]}, " in errors.splitlines()[-1]
     assert errors.splitlines()[-1].endswith("go on with --start resume")
     assert len(told) == int(saved.name[5:])
@@ -166,7 +167,7 @@ def test_run_told_to_stop_saves_a_checkpoint_and_exits_with_75(
     result = subprocess.run([*again[:-1], "time_limit=1h"], env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
 
-    whole = train(manifest_folder, validated(Config, settings), "fresh", tmp_path / "whole")
+    whole = train(manifest_folder, validated(Config, settings | {"batch": 1}), "fresh", tmp_path / "whole")
     assert weights(run) == weights(whole)
     assert losses(run) == losses(whole)
 
