@@ -19,7 +19,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 POLARS_MAX_THREADS=1 TOKENIZ
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-browser test-ray test-vllm check docs site bench claims claims-full clean
+.PHONY: help setup demo test test-fast test-search test-browser test-ray test-vllm check docs site bench claims claims-full clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ test: $(VENV)/.ready ## all tests
 
 test-fast: $(VENV)/.ready ## the tests that take less than ten seconds each
 	$(PYTEST) -m "not slow"
+
+test-search: $(VENV)/.ready ## the tests of properties on examples drawn anew: where new faults are found
+	$(PYTEST) --hypothesis-profile=search $$(grep -rlE "^(from|import) hypothesis" tests --include="test_*.py")
 
 test-browser: $(VENV)/.ready ## the report's page in headless Chromium (skipped with a message where there is none)
 	-@$(BIN)/python -c "import selenium" 2>/dev/null || $(BIN)/python -m pip install --quiet -c constraints.txt "selenium>=4.30"

@@ -79,6 +79,10 @@ def dry_run(
 
 def _recipe(recipe: Recipe | Mapping[str, Any] | Path | str, overrides: Sequence[str]) -> tuple[Recipe, Path]:
     """The recipe, and the folder where its paths start."""
+    if not all(isinstance(override, str) for override in overrides):
+        raise TypeError(
+            f"found {overrides!r} after the recipe, where overrides are, strings such as 'seed=3'; a folder to write is output="
+        )
     if isinstance(recipe, Path | str):
         return load(Path(recipe), overrides), Path(recipe).parent
     if overrides:

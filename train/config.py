@@ -28,7 +28,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _COUNT = re.compile(r"([0-9]*\.?[0-9]+(?:[eE]\+?[0-9]+)?)\s*([kKmMbBtT]?)")
 
 
-def _amount(value: object) -> int | float:
+def amount_of(value: object) -> int | float:
     """Tokens as an int, a share as a float below 1."""
     number = value
     if isinstance(value, str) and (match := _COUNT.fullmatch(value.strip())):
@@ -42,12 +42,12 @@ def _amount(value: object) -> int | float:
 
 
 def _cadence(value: object) -> int | float:
-    if not (amount := _amount(value)):
+    if not (amount := amount_of(value)):
         raise ValueError(f"found {value!r}; it must be more than 0 tokens")
     return amount
 
 
-Amount = Annotated[int | float, BeforeValidator(_amount)]
+Amount = Annotated[int | float, BeforeValidator(amount_of)]
 Cadence = Annotated[int | float, BeforeValidator(_cadence)]
 
 
@@ -241,7 +241,7 @@ class Config(_Settings):
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
     tokens: Cadence | None = None
-    simulate: Annotated[int | None, BeforeValidator(lambda value: value if value is None else _amount(value))] = None
+    simulate: Annotated[int | None, BeforeValidator(lambda value: value if value is None else amount_of(value))] = None
     time_limit: Annotated[str, Field(pattern=r"^[0-9]*\.?[0-9]+[smh]$")] | None = None
     peak_flops: float | None = Field(default=None, gt=0)
     tensorboard: bool = False

@@ -45,7 +45,7 @@ TARGET = "target"
 
 
 def _tokens(value: object) -> int:
-    amount = settings._amount(value)
+    amount = settings.amount_of(value)
     if not isinstance(amount, int) or not amount:
         raise ValueError(f"found {value!r}; a duration is a count of tokens, such as 20000 or 5M")
     return amount

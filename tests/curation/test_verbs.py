@@ -97,8 +97,10 @@ def test_recipe_as_a_mapping_builds_what_the_file_builds(manifest: Manifest, tmp
     assert made.manifest.digest == manifest.digest
     assert made.digest in repr(made)
     assert manifest.digest[:16] in repr(made.manifest)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="change the values themselves"):
         curation.build(recipe(), "seed=1", output=tmp_path / "other")
+    with pytest.raises(TypeError, match="a folder to write is output="):
+        curation.build("recipe.yaml", tmp_path / "other")  # type: ignore[arg-type]
 
 
 def test_guide_runs_as_it_stands(tmp_path: Path) -> None:
