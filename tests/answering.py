@@ -53,7 +53,7 @@ def answer_to(body: dict[str, Any]) -> str:
 
 
 class Answering:
-    """The server. `fault(number, body)` may give a status, `"drop"` (close half-way), `"half"` (half a body), `"slow"` (five seconds), other text as the model's answer, or None for none."""
+    """The server. `fault(number, body)` may give a status, `"drop"` (close half-way), `"half"` (half a body), `"slow"` (for longer than anybody here waits), other text as the model's answer, or None for none."""
 
     def __init__(self, fault: Fault | None = None, port: int = 0, log: Path | None = None, pause: float = 0.0) -> None:
         self.fault, self.prompts, self.bodies = fault, list[str](), list[dict[str, Any]]()
@@ -91,7 +91,7 @@ class Answering:
         time.sleep(self._pause)
         fault = self.fault(number, body) if self.fault else None
         if fault == "slow":
-            time.sleep(5)
+            time.sleep(60)
         if isinstance(fault, int):
             return self._send(handler, fault, b'{"error": {"message": "planted"}}', {"Retry-After": "0"} if fault == 429 else {})
         text = answer_to(body) if fault in (None, "drop", "half", "slow") else str(fault)

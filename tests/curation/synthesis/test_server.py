@@ -48,10 +48,12 @@ def generation(**changes: Any) -> Generation:
     return Generation.model_validate({"model": "m", **changes})
 
 
-def ask(url: str, store: Store, passages: list[str] = PASSAGES, *, settings: Generation | None = None, **changes: Any) -> Desk:
+def ask(
+    url: str, store: Store, passages: list[str] = PASSAGES, *, settings: Generation | None = None, desk: Desk | None = None, **changes: Any
+) -> Desk:
     settings = settings or generation()
     config = Server.model_validate({"in_flight": 8, "patience": 30, **changes})
-    desk = Desk(settings)
+    desk = desk or Desk(settings)
     desk.ask(iter(jobs(store, passages)), lambda: server.Server(config, url), settings)
     return desk
 
@@ -68,7 +70,7 @@ def reasons(store: Store, passages: list[str] = PASSAGES) -> list[str | None]:
 )
 def test_fault_that_passes_is_counted_and_costs_nothing(fault: str | int, name: str, store: Store) -> None:
     with Answering(lambda number, _: fault if number in (3, 10, 11) else None).running() as answering:
-        desk = ask(answering.url, store, timeout=1.0)
+        desk = ask(answering.url, store, timeout=3.0 if fault == "slow" else 60.0)
 
     assert desk.faults == {name: 3}
     assert reasons(store) == [None] * 30
@@ -107,14 +109,15 @@ def test_server_that_is_away_at_first_is_waited_for(store: Store) -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         port = int(reserved.getsockname()[1])
-    found: list[Desk] = []
-    asking = threading.Thread(target=lambda: found.append(ask(f"http://127.0.0.1:{port}/v1", store)))
+    desk = Desk(generation())
+    asking = threading.Thread(target=lambda: ask(f"http://127.0.0.1:{port}/v1", store, desk=desk))
     asking.start()
-    time.sleep(0.3)
+    while asking.is_alive() and not desk.faults["no connection"]:
+        time.sleep(0.01)
     with Answering(port=port).running():
         asking.join()
 
-    assert found[0].faults["no connection"] > 0
+    assert desk.faults["no connection"] > 0
     assert reasons(store) == [None] * 30
 
 
