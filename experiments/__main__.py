@@ -15,9 +15,10 @@ from pathlib import Path
 
 from experiments.rig import corpora, pages
 from experiments.rig.claim import Claim
+from experiments.rig.files import alone
 from experiments.rig.recipes import Rig
 from experiments.rig.results import FOLDER, load, machine, save
-from experiments.rig.running import ROOT, Workshop, alone, digest
+from experiments.rig.running import ROOT, Workshop, digest
 from experiments.rig.scale import SCALES
 
 NAMES = (
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--domains", default="medical", help="medical, math or both; a claim that is of one alone is passed over in the other"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="seeds at once, one thread each")
+    parser.add_argument("--jobs", type=int, default=1, help="claims and seeds at once, one thread each")
     parser.add_argument("--results", type=Path, default=FOLDER)
     asked = parser.parse_args(arguments)
     chosen = [
@@ -79,27 +80,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(chosen: Sequence[Claim], asked: argparse.Namespace) -> None:
-    """Seed by seed, so that a first answer of all claims is there early; a claim's results are stored as soon as a seed is done."""
+    """Claim by claim, each for all seeds before the next begins, so that no seed is left to run alone; results are stored as soon as a seed has them."""
     scale = SCALES[asked.scale]
     folder = (asked.work / scale.name).resolve()
     corpora.prepare(asked.corpora, folder / "corpora", scale.vocabulary)
-    places = [(domain, int(seed)) for domain in asked.domains.split(",") for seed in asked.seeds.split(",")]
-    for place in places:  # what all seeds share is made before any begins
-        Rig(Workshop(folder), scale, *place).made()
+    rigs = [Rig(Workshop(folder), scale, domain, int(seed)) for domain in asked.domains.split(",") for seed in asked.seeds.split(",")]
+    for rig in rigs:  # what all seeds share is made before any begins
+        rig.made()
 
-    def one(place: tuple[str, int]) -> None:
-        rig = Rig(Workshop(folder), scale, *place)
-        for claim in chosen:
-            if place[0] in claim.domains:
-                found = claim.run(rig)
-                about = machine() | {"scale": scale.described(), f"exam_{rig.domain}": digest(rig.exam)}
-                with alone(folder / "results.lock"):
-                    save(claim.name, found, about, asked.results)
-                print(f"{claim.name}, {rig.domain}, seed {rig.seed}: stored", file=sys.stderr, flush=True)
+    def one(claim: Claim, rig: Rig) -> None:
+        found = claim.run(rig)
+        about = machine() | {"scale": scale.described(), f"exam_{rig.domain}": digest(rig.exam)}
+        with alone(folder / "results.lock"):
+            save(claim.name, found, about, asked.results)
+        print(f"{claim.name}, {rig.domain}, seed {rig.seed}: stored", file=sys.stderr, flush=True)
 
     with ThreadPoolExecutor(asked.jobs) as pool:
         try:
-            for done in [pool.submit(one, place) for place in places]:
+            for done in [pool.submit(one, claim, rig) for claim in chosen for rig in rigs if rig.domain in claim.domains]:
                 done.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)  # one that failed ends those that have not begun

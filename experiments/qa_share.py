@@ -8,6 +8,7 @@ from experiments.rig import facts
 from experiments.rig.arms import trained
 from experiments.rig.claim import Claim
 from experiments.rig.corpora import GENERAL
+from experiments.rig.files import write_text
 from experiments.rig.judging import Check
 from experiments.rig.recipes import BOOKS, Rig, of_sources, stage
 from experiments.rig.results import Result, Results
@@ -25,8 +26,7 @@ def world(rig: Rig, arm: str, share: float, prose: float, corrupt: float = 0.0) 
     """An arm with `share` of its tokens questions and answers, `prose` the prose that they are made from, the rest general text. Nothing is dropped as
     a duplicate, since a fact is asked again and again."""
     told, file, test = facts.write(rig.corpora, rig.seed)
-    template = rig.corpora / "facts_qa.md"
-    template.write_text(TEMPLATE, encoding="utf-8")
+    template = write_text(rig.corpora / "facts_qa.md", TEMPLATE)
     asked = {
         "from": "source = 'prose'",
         "template": str(template),

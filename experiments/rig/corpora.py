@@ -25,6 +25,8 @@ import pyarrow.parquet as pq
 import zstandard
 from tokenizers import Tokenizer
 
+from experiments.rig.files import missing
+
 LONGEST = 1_600  # characters of a passage
 REFERENCES = 100  # passages of each corpus
 EXAM, REFERENCE, UNSEEN = 10, 15, 88  # parts below, below, and from
@@ -146,7 +148,9 @@ def pool(folder: Path, name: str, seed: int, tokens: int, general: float = 0.0) 
     """A noisy pool of at least `tokens` tokens: a quarter the domain in equal parts of its corpora, `general` of it general text that no base has read,
     the rest other corpora in equal parts. `kind` is the label that no recipe looks at but to judge a selection."""
     file = folder / f"pool-{name}{'-general' if general else ''}-{seed}.parquet"
-    if not file.exists():
+    with missing(file, folder) as wanted:
+        if not wanted:
+            return file
         domain = DOMAINS[name]
         shares = {kind: 0.25 / len(domain.kinds) for kind in domain.kinds}
         shares |= {kind: (0.75 - general) / len(domain.noise) for kind in domain.noise}
@@ -177,7 +181,9 @@ def until(texts: Sequence[str], tokenizer: Tokenizer, tokens: float) -> Iterator
 def reference(folder: Path, name: str) -> Path:
     """Some passages of each corpus of the domain, of documents that no pool and no exam has."""
     file = folder / f"reference-{name}.parquet"
-    if not file.exists():
+    with missing(file, folder) as wanted:
+        if not wanted:
+            return file
         drawn = random.Random(f"reference {name}")
         texts: list[str] = []
         for kind in DOMAINS[name].kinds:

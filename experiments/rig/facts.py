@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.rig.corpora import store
+from experiments.rig.files import missing, write_text
 
 PEOPLE, TELLINGS, OPTIONS = 40, 24, 4
 SYLLABLES = (
@@ -142,9 +143,10 @@ def write(folder: Path, seed: int) -> tuple[World, Path, Path]:
     """The world of a seed, its prose and its test as files."""
     world = World.drawn(seed)
     prose, test = folder / f"facts-{seed}.parquet", folder / f"facts-{seed}.jsonl"
-    if not prose.exists():
-        store(prose, {"text": world.tellings(seed)})
-    test.write_text("".join(json.dumps(row) + "\n" for row in world.test(seed)), encoding="utf-8")
+    with missing(prose, folder) as wanted:
+        if wanted:
+            store(prose, {"text": world.tellings(seed)})
+    write_text(test, "".join(json.dumps(row) + "\n" for row in world.test(seed)))
     return world, prose, test
 
 

@@ -6,7 +6,6 @@ interrupted run is resumed, and a changed setting is new work. Every command is 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -15,13 +14,15 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from experiments.rig.files import alone, missing, write_text
 
 ROOT = Path(__file__).parents[2]
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS"), "1") | {"TOKENIZERS_PARALLELISM": "false"}
@@ -38,88 +39,92 @@ class Workshop:
     def manifest(self, name: str, recipe: Settings, roots: Sequence[str] = ()) -> Path:
         """The manifest of a recipe, built unless it is there; `roots` say where something is found, and decide nothing."""
         out = self.folder / "manifests" / f"{name}-{key(recipe, ())}"
-        if not (out / "manifest.json").exists():
-            written = self.write(self.folder / "recipes" / f"{out.name}.yaml", {"name": name} | dict(recipe))
-            self.run(
-                "curate",
-                "build",
-                written,
-                "-o",
-                out,
-                "--work",
-                self.folder / "work",
-                "--workers",
-                "1",
-                "--replace",
-                *self.roots(),
-                *(word for root in roots for word in ("--root", root)),
-            )
+        with missing(out / "manifest.json", self.folder) as wanted:
+            if wanted:
+                written = self.write(self.folder / "recipes" / f"{out.name}.yaml", {"name": name} | dict(recipe))
+                self.run(
+                    "curate",
+                    "build",
+                    written,
+                    "-o",
+                    out,
+                    "--work",
+                    self.folder / "work",
+                    "--workers",
+                    "1",
+                    "--replace",
+                    *self.roots(),
+                    *(word for root in roots for word in ("--root", root)),
+                )
         return out
 
     def remix(self, parent: Path, name: str, mixture: Settings, consumed: int | None = None) -> Path:
         """Another plan from a manifest's documents."""
         out = self.folder / "manifests" / f"{name}-{key(digest(parent), mixture, consumed)}"
-        if not (out / "manifest.json").exists():
-            written = self.write(self.folder / "recipes" / f"{out.name}.yaml", {"name": name} | dict(mixture))
-            self.run(
-                "curate",
-                "remix",
-                parent,
-                written,
-                "-o",
-                out,
-                *(["--consumed", str(consumed)] if consumed else []),
-                *self.roots(),
-                "--replace",
-            )
+        with missing(out / "manifest.json", self.folder) as wanted:
+            if wanted:
+                written = self.write(self.folder / "recipes" / f"{out.name}.yaml", {"name": name} | dict(mixture))
+                self.run(
+                    "curate",
+                    "remix",
+                    parent,
+                    written,
+                    "-o",
+                    out,
+                    *(["--consumed", str(consumed)] if consumed else []),
+                    *self.roots(),
+                    "--replace",
+                )
         return out
 
     def trained(self, name: str, manifest: Path, config: Settings, *options: str) -> Path:
         """The finished run of a configuration on a manifest; one that was interrupted goes on."""
         out = self.folder / "runs" / f"{name}-{key(digest(manifest), portable(config), [Path(option).name for option in options])}"
-        if not (out / "export" / "config.json").exists():
-            written = self.write(self.folder / "configs" / f"{out.name}.yaml", config)
-            begin = ["--start", "resume"] if (out / "config.yaml").exists() else list(options)
-            self.run(sys.executable, "-m", "train", "run", manifest, written, "-o", out, *begin)
+        with missing(out / "export" / "config.json", self.folder) as wanted:
+            if wanted:
+                written = self.write(self.folder / "configs" / f"{out.name}.yaml", config)
+                begin = ["--start", "resume"] if (out / "config.yaml").exists() else list(options)
+                self.run(sys.executable, "-m", "train", "run", manifest, written, "-o", out, *begin)
         return out
 
     def sweep(self, name: str, settings: Settings, config: Settings) -> Path:
         """The finished sweep; `train` is written from `config`."""
         digests = {one: digest(Path(folder)) for one, folder in settings["manifests"].items()}
         out = self.folder / "sweeps" / f"{name}-{key({**settings, 'manifests': digests}, portable(config))}"
-        if not (out / "sweep.json").exists():
-            train = self.write(self.folder / "configs" / f"{out.name}-train.yaml", config)
-            written = self.write(self.folder / "configs" / f"{out.name}.yaml", {"train": str(train), **settings})
-            self.run(sys.executable, "-m", "train", "sweep", written, "-o", out, "--jobs", "1")
+        with missing(out / "sweep.json", self.folder) as wanted:
+            if wanted:
+                train = self.write(self.folder / "configs" / f"{out.name}-train.yaml", config)
+                written = self.write(self.folder / "configs" / f"{out.name}.yaml", {"train": str(train), **settings})
+                self.run(sys.executable, "-m", "train", "sweep", written, "-o", out, "--jobs", "1")
         return out
 
     def soup(self, name: str, models: Mapping[str, Path], steps: int, exam: Path, target: str) -> Path:
         """The soups of a grid, measured on `exam`."""
         out = self.folder / "soups" / f"{name}-{key({one: folder.parent.name for one, folder in models.items()}, steps, digest(exam))}"
-        if not (out / "soup.json").exists():
-            shutil.rmtree(out, ignore_errors=True)
-            named = [f"{one}={folder}" for one, folder in models.items()]
-            self.run(sys.executable, "-m", "train", "soup", *named, "--grid", str(steps), "-m", exam, "--target", target, "-o", out)
+        with missing(out / "soup.json", self.folder) as wanted:
+            if wanted:
+                shutil.rmtree(out, ignore_errors=True)
+                named = [f"{one}={folder}" for one, folder in models.items()]
+                self.run(sys.executable, "-m", "train", "soup", *named, "--grid", str(steps), "-m", exam, "--target", target, "-o", out)
         return out
 
     def index(self, name: str, sources: Settings) -> Path:
         """An index of documents, for `against` in a recipe."""
         out = self.folder / "indexes" / f"{name}-{key(sources)}"
-        if not out.exists():
-            partial = out.with_name(out.name + ".incomplete")
-            shutil.rmtree(partial, ignore_errors=True)
-            written = self.write(self.folder / "recipes" / f"index-{out.name}.yaml", sources)
-            self.run("curate", "index", "add", partial, written, "--name", name, "--work", self.folder / "work", *self.roots())
-            partial.rename(out)
+        with missing(out, self.folder) as wanted:
+            if wanted:
+                partial = out.with_name(out.name + ".incomplete")
+                shutil.rmtree(partial, ignore_errors=True)
+                written = self.write(self.folder / "recipes" / f"index-{out.name}.yaml", sources)
+                self.run("curate", "index", "add", partial, written, "--name", name, "--work", self.folder / "work", *self.roots())
+                partial.rename(out)
         return out
 
     def roots(self) -> list[str]:
         return ["--root", f"corpora={self.folder / 'corpora'}", "--root", f"runs={self.folder}"]
 
     def write(self, file: Path, values: Settings) -> Path:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False), encoding="utf-8")
-        return file
+        return write_text(file, yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False))
 
     def run(self, *words: str | Path) -> str:
         """Shows a command, runs it with one thread and returns what it printed; its failure ends the experiment."""
@@ -136,14 +141,6 @@ class Workshop:
         if done.returncode:
             sys.exit(f"{shown}\n{done.stdout[-2000:]}{done.stderr[-4000:]}\nended with {done.returncode}")
         return done.stdout
-
-
-@contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """Waits until no other process or thread holds the lock: a work directory takes one build at a time, a file of results one writer."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def key(*inputs: object) -> str:
