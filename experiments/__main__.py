@@ -53,11 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--corpora", type=Path, help="a folder with a folder for each corpus (see experiments/README.md)")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "experiments")
     parser.add_argument("--scale", choices=sorted(SCALES), default="small")
-    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
+    parser.add_argument("--seeds", type=numbers, default=SEEDS, help="whole numbers with commas between")
     parser.add_argument(
-        "--domains", default="medical", help="medical, math or both; a claim that is of one alone is passed over in the other"
+        "--domains",
+        type=domains,
+        default=["medical"],
+        help="medical, math or both; a claim that is of one alone is passed over in the other",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="claims and seeds at once, one thread each")
+    parser.add_argument("--jobs", type=processes, default=1, help="claims and seeds at once, one thread each")
     parser.add_argument("--results", type=Path, default=FOLDER)
     asked = parser.parse_args(arguments)
     chosen = [
@@ -72,11 +75,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"--corpora: found {asked.corpora}; give the folder in which the corpora lie (experiments/README.md says which)")
         if missing := [kind for kind in corpora.kinds() if not (asked.corpora / kind).is_dir()]:
             parser.error(f"--corpora: {asked.corpora} has no folder {', '.join(missing)}; experiments/README.md says what lies in them")
-        run(chosen, asked)
+        try:
+            run(chosen, asked)
+        except KeyboardInterrupt:
+            print("interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+            return 130
     pages.write(claims(), asked.results)
     broken = [line for claim in chosen for line in pages.broken(claim, load(claim.name, asked.results))]
     print("\n".join([*(pages.verdict_line(claim, load(claim.name, asked.results)) for claim in chosen), *broken]))
     return 1 if broken else 0
+
+
+def numbers(text: str) -> list[int]:
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"found {text!r}; whole numbers with commas between, such as 11,12,13")
+    return [int(part) for part in text.split(",")]
+
+
+def domains(text: str) -> list[str]:
+    if unknown := [name for name in text.split(",") if name not in corpora.DOMAINS]:
+        raise argparse.ArgumentTypeError(f"found {unknown[0]!r}; there are {', '.join(corpora.DOMAINS)}")
+    return text.split(",")
+
+
+def processes(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"found {text!r}; a whole number from 1")
+    return int(text)
 
 
 def run(chosen: Sequence[Claim], asked: argparse.Namespace) -> None:
@@ -84,7 +109,7 @@ def run(chosen: Sequence[Claim], asked: argparse.Namespace) -> None:
     scale = SCALES[asked.scale]
     folder = (asked.work / scale.name).resolve()
     corpora.prepare(asked.corpora, folder / "corpora", scale.vocabulary)
-    rigs = [Rig(Workshop(folder), scale, domain, int(seed)) for domain in asked.domains.split(",") for seed in asked.seeds.split(",")]
+    rigs = [Rig(Workshop(folder), scale, domain, seed) for domain in asked.domains for seed in asked.seeds]
     for rig in rigs:  # what all seeds share is made before any begins
         rig.made()
 

@@ -113,6 +113,8 @@ def gathered(parts: Sequence[str], longest: int) -> list[str]:
 
 def write(file: Path, kind: str, rows: Iterator[tuple[str, int]]) -> None:
     found = list(rows)
+    if not found:
+        sys.exit(f"{kind}: no text in its folder; experiments/README.md says what lies there")
     store(file, {"text": [text for text, _ in found], "kind": [kind] * len(found), "part": [part for _, part in found]})
 
 

@@ -38,43 +38,20 @@ class Workshop:
 
     def manifest(self, name: str, recipe: Settings, roots: Sequence[str] = ()) -> Path:
         """The manifest of a recipe, built unless it is there; `roots` say where something is found, and decide nothing."""
-        out = self.folder / "manifests" / f"{name}-{key(recipe, ())}"
-        with missing(out / "manifest.json", self.folder) as wanted:
-            if wanted:
-                written = self.write(self.folder / "recipes" / f"{out.name}.yaml", {"name": name} | dict(recipe))
-                self.run(
-                    "curate",
-                    "build",
-                    written,
-                    "-o",
-                    out,
-                    "--work",
-                    self.folder / "work",
-                    "--workers",
-                    "1",
-                    "--replace",
-                    *self.roots(),
-                    *(word for root in roots for word in ("--root", root)),
-                )
-        return out
+        words: list[str | Path] = ["--work", self.folder / "work", "--workers", "1", *(word for root in roots for word in ("--root", root))]
+        return self._planned(f"{name}-{key(recipe, ())}", {"name": name} | dict(recipe), "build", *words)
 
     def remix(self, parent: Path, name: str, mixture: Settings, consumed: int | None = None) -> Path:
         """Another plan from a manifest's documents."""
-        out = self.folder / "manifests" / f"{name}-{key(digest(parent), mixture, consumed)}"
+        words = ["--consumed", str(consumed)] if consumed else []
+        return self._planned(f"{name}-{key(digest(parent), mixture, consumed)}", {"name": name} | dict(mixture), "remix", *words, parent)
+
+    def _planned(self, folder: str, values: Settings, *words: str | Path) -> Path:
+        out = self.folder / "manifests" / folder
         with missing(out / "manifest.json", self.folder) as wanted:
             if wanted:
-                written = self.write(self.folder / "recipes" / f"{out.name}.yaml", {"name": name} | dict(mixture))
-                self.run(
-                    "curate",
-                    "remix",
-                    parent,
-                    written,
-                    "-o",
-                    out,
-                    *(["--consumed", str(consumed)] if consumed else []),
-                    *self.roots(),
-                    "--replace",
-                )
+                written = self.write(self.folder / "recipes" / f"{folder}.yaml", values)
+                self.run("curate", *words, written, "-o", out, "--replace", *self.roots())
         return out
 
     def trained(self, name: str, manifest: Path, config: Settings, *options: str) -> Path:

@@ -146,8 +146,8 @@ def test_run_told_to_stop_saves_a_checkpoint_and_exits_with_75(
 ) -> None:
     """By SIGTERM and by the time limit; the rest of the run ends with the same bits as one that was left alone."""
     run = tmp_path / "run"
-    short = ["batch=1", "checkpoint.every=1M"]  # many steps, so that there is time to tell it
-    arguments = [*TRAIN, str(manifest_folder), str(config_file), *short, "-o", str(run)]
+    small_steps = ["batch=1", "checkpoint.every=1M"]  # many, so that there is time to tell it
+    arguments = [*TRAIN, str(manifest_folder), str(config_file), *small_steps, "-o", str(run)]
     process = subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (run / "metrics.jsonl").exists():
         time.sleep(0.01)
